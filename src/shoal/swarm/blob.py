@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One blob as this process takes part in it: giving, getting, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING
+
+from shoal.swarm import bits as bitset
+from shoal.swarm.link import Link
+from shoal.swarm.peers import PeerInfo
+from shoal.swarm.picker import Picker
+from shoal.swarm.pieces import PieceFile
+from shoal.swarm.seeding import Seeding
+from shoal.swarm.wire import Open, ProtocolError
+
+if TYPE_CHECKING:
+    from shoal.swarm.node import SwarmNode
+
+_WINDOW_BYTES = 32 * 1024 * 1024
+"""What is fetched in order ahead of a reader, within 16 to 64 pieces."""
+
+
+class BlobSwarm:
+    """Wires the pure cores of one blob to the links that carry it."""
+
+    def __init__(self, node: SwarmNode, pieces: PieceFile, seeding: Seeding | None) -> None:
+        self.node = node
+        self.pieces = pieces
+        self.metainfo = pieces.metainfo
+        self.digest = pieces.digest
+        self.count = pieces.metainfo.count
+        self.seeding = seeding
+        self.picker: Picker | None = None
+        self.links: dict[str, Link] = {}
+        self.candidates: dict[str, PeerInfo] = {}
+        self.last_used = node.now()
+
+    # -- getting
+
+    def leech(self, peers: Iterable[PeerInfo]) -> None:
+        """Begin to fetch what is missing."""
+        window = max(16, min(64, _WINDOW_BYTES // self.metainfo.piece_size))
+        self.picker = Picker(self.count, self.pieces.verified, rng=self.node.rng, window=window)
+        self.add_peers(peers)
+
+    def add_peers(self, peers: Iterable[PeerInfo]) -> None:
+        """Peers that may have pieces."""
+        for peer in peers:
+            if peer.id != self.node.peer.id:
+                self.candidates[peer.id] = peer
+        self.node.connect(self)
+
+    def stop_leeching(self) -> None:
+        """Nothing more is wanted; what is here goes on being given."""
+        if self.picker is None:
+            return
+        picker, self.picker = self.picker, None
+        self.candidates.clear()
+        for link in self.links.values():
+            for index in picker.asked_of(link.id):
+                link.cancel(self, index)
+
+    def set_reader(self, reader: Hashable, start: int) -> None:
+        """Somebody reads from byte `start` on."""
+        if self.picker is not None:
+            self.picker.set_reader(reader, start // self.metainfo.piece_size)
+
+    def remove_reader(self, reader: Hashable) -> None:
+        """Somebody reads no more."""
+        if self.picker is not None:
+            self.picker.remove_reader(reader)
+
+    # -- links
+
+    def shown_at_first(self) -> tuple[bytes, bool]:
+        """The pieces to show a peer when it is told of the blob, and whether we seed."""
+        if self.seeding is not None:
+            return bitset.pack(0, self.count), True
+        shown = self.pieces.present if self.pieces.complete else self.pieces.verified
+        return bitset.pack(shown, self.count), False
+
+    def on_open(self, link: Link, message: Open) -> None:
+        """A peer has opened the blob."""
+        if message.count != self.count:
+            raise ProtocolError(
+                f"{self.digest} has {message.count} pieces there and {self.count} here"
+            )
+        try:
+            have = bitset.unpack(message.bits, self.count)
+        except ValueError as error:
+            raise ProtocolError(f"open: {error}") from error
+        self.last_used = self.node.now()
+        fresh = link.opened(self, message.channel)
+        if fresh is None:
+            return
+        have |= fresh & bitset.full(self.count)
+        self.links[link.id] = link
+        link.attach(self)
+        if self.seeding is not None and not message.seed:
+            self._show(link, self.seeding.join(link.id, have))
+        if self.picker is not None:
+            self.picker.add_peer(link.id, have, seed=message.seed)
+            self.node.fill(link)
+
+    def on_have(self, link: Link, index: int) -> None:
+        """A peer has, or shows, one more piece."""
+        if self.seeding is not None:
+            self._show(link, self.seeding.has(link.id, index))
+        if self.picker is not None:
+            self.picker.peer_has(link.id, index)
+            self.node.fill(link)
+
+    def on_request(self, link: Link, index: int) -> None:
+        """A peer wants a piece."""
+        self.last_used = self.node.now()
+        if self.seeding is not None:
+            self._show(link, self.seeding.asked(link.id, index))
+
+    def on_reject(self, link: Link, index: int) -> None:
+        """A peer will not send a piece."""
+        if self.picker is not None and self.picker.is_asked(link.id, index):
+            link.pace.dropped(self.metainfo.length(index))
+            self.picker.rejected(link.id, index)
+            self.node.refill(self)
+
+    def on_gone(self, link: Link) -> None:
+        """A peer no longer takes part in this blob."""
+        if link.peer is None or self.links.get(link.id) is not link:
+            return
+        del self.links[link.id]
+        if self.seeding is not None:
+            self.seeding.leave(link.id)
+        if self.picker is not None:
+            for index in self.picker.asked_of(link.id):
+                link.pace.dropped(self.metainfo.length(index))
+            self.picker.remove_peer(link.id)
+            self.node.refill(self)
+
+    def release_requests(self, link: Link) -> None:
+        """A peer stalls: what it was asked for may be asked of others."""
+        if self.picker is not None:
+            for index in self.picker.asked_of(link.id):
+                link.cancel(self, index)
+                self.picker.failed(link.id, index)
+            self.node.refill(self)
+
+    def _show(self, link: Link, pieces: int) -> None:
+        for index in bitset.indices(pieces):
+            link.show(self, index)
+
+    # -- pieces
+
+    def on_piece(self, link: Link, index: int, payload: memoryview) -> bool:
+        """A piece's bytes came. False when they are not wanted: the caller keeps the memory."""
+        if self.picker is None or not self.picker.is_asked(link.id, index):
+            return False
+        now = self.node.now()
+        link.pace.completed(len(payload), self.picker.arrived(link.id, index, now))
+        self.node.spawn(self._check(link, index, payload))
+        self.node.fill(link)
+        return True
+
+    async def _check(self, link: Link, index: int, payload: memoryview) -> None:
+        try:
+            right = await self.pieces.store(index, payload)
+        except OSError as error:
+            self.pieces.fail(error)
+            return
+        finally:
+            self.node.give_back_memory(payload)
+        if not right:
+            if self.picker is not None:
+                self.picker.failed(link.id, index)
+            self.node.ban(link, f"a wrong piece {index} of {self.digest}")
+            return
+        if self.picker is not None:
+            for peer in self.picker.verified(index):
+                other = self.links.get(peer)
+                if other is not None and other is not link:
+                    other.cancel(self, index)
+        self.announce_piece(index)
+
+    def announce_piece(self, index: int) -> None:
+        """Tell everyone that a piece is here, and ask on."""
+        for link in tuple(self.links.values()):
+            link.show(self, index)
+        if self.picker is not None and not self.picker.missing:
+            self.stop_leeching()
+
+    def close(self) -> None:
+        """Take part no more."""
+        self.stop_leeching()
+        for link in tuple(self.links.values()):
+            link.detach(self)
+        self.links.clear()
+        self.pieces.close()

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The protocol's state with one peer: its channels, what it was asked for, how fast it is."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+from shoal.swarm.connection import Connection
+from shoal.swarm.pace import Pace
+from shoal.swarm.peers import PeerInfo
+from shoal.swarm.wire import (
+    MAX_CHANNELS,
+    MAX_PIECES,
+    VERSION,
+    Cancel,
+    Close,
+    Have,
+    Hello,
+    Message,
+    Open,
+    Piece,
+    Ping,
+    Pong,
+    ProtocolError,
+    Reject,
+    Request,
+    Unknown,
+)
+
+if TYPE_CHECKING:
+    from shoal.swarm.blob import BlobSwarm
+    from shoal.swarm.node import SwarmNode
+
+MAX_QUEUED = 256
+"""Pieces that a peer may have asked for and not been sent yet."""
+
+MAX_OPENING = 1024
+"""Blobs that a peer may have opened and that are still being looked up here."""
+
+
+class Link:
+    """One peer. Says hello at once; everything else waits for the other side's hello."""
+
+    def __init__(self, node: SwarmNode, sock: socket.socket, *, dialed: bool) -> None:
+        self.node = node
+        self.dialed = dialed
+        self.peer: PeerInfo | None = None
+        self.pace = Pace(limit=node.config.pipeline, timeout=node.config.request_timeout)
+        self.blobs: dict[BlobSwarm, int] = {}
+        """Our channel of each blob that we opened towards this peer."""
+        self._ours: dict[int, BlobSwarm] = {}
+        self._theirs: dict[int, BlobSwarm] = {}
+        self._opening: dict[int, int] = {}
+        """Their channels of blobs being looked up here, and the pieces they have got meanwhile."""
+        self._refused: set[int] = set()
+        """Their channels of blobs that are not here; frames on them may still be under way."""
+        self._checking: set[tuple[BlobSwarm, int]] = set()
+        self._next_channel = 0
+        self.greeted: asyncio.Future[PeerInfo] = asyncio.get_running_loop().create_future()
+        self.last_wanted = node.now()
+        self.connection = Connection(sock, self)
+        self.connection.send(Hello(VERSION, node.peer))
+
+    @property
+    def id(self) -> str:
+        """The peer's id; known once it has said hello."""
+        if self.peer is None:
+            raise ProtocolError("it has not said hello")
+        return self.peer.id
+
+    @property
+    def closed(self) -> bool:
+        """The connection is no more."""
+        return self.connection.is_closed()
+
+    def close(self, reason: str) -> None:
+        """Close the connection."""
+        self.connection.close(reason)
+
+    # -- what the node and its blobs tell this peer
+
+    def attach(self, blob: BlobSwarm) -> None:
+        """Take part in a blob with this peer, unless that is so already."""
+        if blob in self.blobs or self.closed:
+            return
+        channel = self._next_channel
+        if channel >= MAX_CHANNELS:
+            self.close("out of channels")
+            return
+        self._next_channel += 1
+        self.blobs[blob] = channel
+        self._ours[channel] = blob
+        bits, seed = blob.shown_at_first()
+        self.connection.send(Open(channel, blob.digest, blob.count, bits, seed))
+
+    def detach(self, blob: BlobSwarm) -> None:
+        """No longer take part in a blob with this peer."""
+        channel = self.blobs.pop(blob, None)
+        if channel is not None:
+            self._ours.pop(channel, None)
+            self.connection.send(Close(channel))
+
+    def show(self, blob: BlobSwarm, index: int) -> None:
+        """Tell of one more piece."""
+        channel = self.blobs.get(blob)
+        if channel is not None:
+            self.connection.send(Have(channel, index))
+
+    def request(self, blob: BlobSwarm, index: int) -> None:
+        """Ask for a piece."""
+        now = self.node.now()
+        self.last_wanted = now
+        self.pace.asked(blob.metainfo.length(index), now)
+        self.connection.send(Request(self.blobs[blob], index))
+
+    def cancel(self, blob: BlobSwarm, index: int) -> None:
+        """A piece came from elsewhere."""
+        self.pace.dropped(blob.metainfo.length(index))
+        channel = self.blobs.get(blob)
+        if channel is not None:
+            self.connection.send(Cancel(channel, index))
+
+    # -- what this peer tells (Handler of its connection)
+
+    def on_message(self, message: Message) -> None:
+        """A frame came; raises `ProtocolError`."""
+        if isinstance(message, Hello):
+            if self.peer is not None:
+                raise ProtocolError("a second hello")
+            self.peer = message.peer
+            self.node.on_greeted(self, message.peer)
+        elif self.peer is None:
+            raise ProtocolError("the first frame was not a hello")
+        elif isinstance(message, Have | Request | Cancel | Reject):
+            self._on_indexed(message)
+        else:
+            self._on_channel(message)
+
+    def _on_indexed(self, message: Have | Request | Cancel | Reject) -> None:
+        match message:
+            case Have(channel, index):
+                self._on_have(channel, index)
+            case Request(channel, index):
+                self._on_request(self._their_blob(channel, index), index)
+            case Cancel(channel, index):
+                self._on_cancel(self._their_blob(channel, index), index)
+            case Reject(channel, index):
+                self._their_blob(channel, index).on_reject(self, index)
+
+    def _on_channel(self, message: Message) -> None:
+        match message:
+            case Open(channel):
+                if len(self._opening) >= MAX_OPENING:
+                    raise ProtocolError(f"more than {MAX_OPENING} blobs opened at once")
+                self._refused.discard(channel)
+                self._opening[channel] = 0
+                self.node.on_open(self, message)
+            case Unknown(channel):
+                blob = self._ours.pop(channel, None)
+                if blob is not None:
+                    self.blobs.pop(blob, None)
+                    blob.on_gone(self)
+            case Close(channel):
+                self._opening.pop(channel, None)
+                blob = self._theirs.pop(channel, None)
+                if blob is not None:
+                    blob.on_gone(self)
+                    self.detach(blob)
+            case Ping():
+                self.connection.send(Pong())
+            case _:
+                pass
+
+    def opened(self, blob: BlobSwarm, channel: int) -> int | None:
+        """A blob that the peer opened is open here: the pieces that it has got since.
+
+        None when it has closed it meanwhile.
+        """
+        fresh = self._opening.pop(channel, None)
+        if fresh is not None:
+            self._theirs[channel] = blob
+        return fresh
+
+    def refuse(self, channel: int) -> None:
+        """A blob that the peer opened is not here."""
+        if self._opening.pop(channel, None) is not None:
+            if len(self._refused) >= MAX_CHANNELS:
+                self.close("it asks for too many blobs that are not here")
+                return
+            self._refused.add(channel)
+            self.connection.send(Unknown(channel))
+
+    def _on_have(self, channel: int, index: int) -> None:
+        if channel in self._opening and index < MAX_PIECES:
+            self._opening[channel] |= 1 << index
+        elif channel not in self._refused:
+            self._their_blob(channel, index).on_have(self, index)
+
+    def _their_blob(self, channel: int, index: int) -> BlobSwarm:
+        blob = self._theirs.get(channel)
+        if blob is None:
+            raise ProtocolError(f"channel {channel} was never opened")
+        if index >= blob.count:
+            raise ProtocolError(f"piece {index} of {blob.digest} which has {blob.count}")
+        return blob
+
+    def _on_request(self, blob: BlobSwarm, index: int) -> None:
+        self.last_wanted = self.node.now()
+        if self.connection.pieces_queued + len(self._checking) >= MAX_QUEUED:
+            raise ProtocolError(f"more than {MAX_QUEUED} pieces asked for at once")
+        blob.on_request(self, index)
+        if blob.pieces.verified >> index & 1:
+            self._give(blob, index)
+        else:
+            self._checking.add((blob, index))
+            self.node.spawn(self._check_and_give(blob, index))
+
+    async def _check_and_give(self, blob: BlobSwarm, index: int) -> None:
+        claimed = bool(blob.pieces.present >> index & 1)
+        right = await blob.pieces.ensure(index)
+        if (blob, index) not in self._checking:
+            return
+        self._checking.discard((blob, index))
+        if right:
+            self._give(blob, index)
+            return
+        channel = self.blobs.get(blob)
+        if channel is not None:
+            self.connection.send(Reject(channel, index))
+        if claimed:
+            self.node.provider.damaged(blob.digest, index)
+
+    def _give(self, blob: BlobSwarm, index: int) -> None:
+        channel = self.blobs.get(blob)
+        if channel is not None:
+            start, stop = blob.metainfo.span(index)
+            piece = Piece(channel, index, stop - start)
+            self.connection.send_piece(piece, blob.pieces.file, start)
+
+    def _on_cancel(self, blob: BlobSwarm, index: int) -> None:
+        self._checking.discard((blob, index))
+        channel = self.blobs.get(blob)
+        if channel is not None:
+            self.connection.cancel(channel, index)
+
+    def on_piece_header(self, piece: Piece) -> memoryview | None:
+        """Memory for a piece's bytes, whether it is still wanted or not."""
+        blob = self._their_blob(piece.channel, piece.index)
+        if piece.length != blob.metainfo.length(piece.index):
+            raise ProtocolError(
+                f"piece {piece.index} of {blob.digest} has "
+                f"{blob.metainfo.length(piece.index)} bytes, not {piece.length}"
+            )
+        return self.node.take_memory(self, piece.length)
+
+    def on_bytes(self, count: int) -> None:
+        """Some bytes of a piece came."""
+        self.pace.bytes_came(self.node.now())
+        self.node.traffic.received(self.peer, count)
+
+    def on_piece(self, piece: Piece, payload: memoryview) -> None:
+        """A piece is whole, not checked yet."""
+        blob = self._their_blob(piece.channel, piece.index)
+        if not blob.on_piece(self, piece.index, payload):
+            self.node.give_back_memory(payload)
+
+    def on_piece_sent(self, piece: Piece) -> None:
+        """A piece is in the hands of the kernel."""
+        self.last_wanted = self.node.now()
+        self.node.traffic.sent(self.peer, piece.length)
+
+    def on_closed(self, reason: str) -> None:
+        """The connection is no more."""
+        if self.connection.payload is not None:
+            self.node.give_back_memory(self.connection.payload)
+        if not self.greeted.done():
+            self.greeted.set_exception(ConnectionError(reason))
+            self.greeted.exception()
+        attached = set(self.blobs) | set(self._theirs.values())
+        self.blobs.clear()
+        self._ours.clear()
+        self._theirs.clear()
+        self._opening.clear()
+        self._checking.clear()
+        for blob in attached:
+            blob.on_gone(self)
+        self.node.on_closed(self, reason)

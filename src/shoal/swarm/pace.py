@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much to ask of one peer in advance, and when to give up on it. The clock is a parameter."""
+
+from __future__ import annotations
+
+_FAST = 0.5
+"""Seconds in which a piece should come; while it does, more is asked for in advance."""
+
+_SLOW = 1.5
+_FIRST_PENALTY = 2.0
+_MAX_PENALTY = 60.0
+
+
+class Pace:
+    """The pipeline of one peer: grows while pieces come quickly, shrinks when they queue up."""
+
+    def __init__(self, *, limit: int, timeout: float) -> None:
+        """`limit`: bytes asked for in advance at most. `timeout`: seconds of silence to bear."""
+        self._limit = limit
+        self._timeout = timeout
+        self._target = limit // 4
+        self._strikes = 0
+        self._away_until = 0.0
+        self._last_bytes = 0.0
+        self.in_flight = 0
+        """Bytes asked for and not yet come."""
+
+    def room(self, length: int, now: float) -> bool:
+        """Whether a piece of this length may be asked for now; one always may, unless punished."""
+        if now < self._away_until:
+            return False
+        return self.in_flight == 0 or self.in_flight + length <= self._target
+
+    def asked(self, length: int, now: float) -> None:
+        """A piece was asked for."""
+        if self.in_flight == 0:
+            self._last_bytes = now
+        self.in_flight += length
+
+    def dropped(self, length: int) -> None:
+        """A piece will not come: cancelled, rejected or given up."""
+        self.in_flight -= length
+
+    def bytes_came(self, now: float) -> None:
+        """Some of a piece's bytes came."""
+        self._last_bytes = now
+
+    def completed(self, length: int, took: float) -> None:
+        """A piece is whole, `took` seconds after it was asked for."""
+        self.in_flight -= length
+        self._strikes = 0
+        if took < _FAST:
+            self._target = min(self._limit, self._target + length)
+        elif took > _SLOW:
+            self._target = max(length, self._target // 2)
+
+    def stalled(self, now: float) -> bool:
+        """Bytes are due, and none came for the timeout."""
+        return self.in_flight > 0 and now - self._last_bytes > self._timeout
+
+    def punish(self, now: float) -> int:
+        """Ask nothing of it for a while, longer each time; returns how often it stalled."""
+        self._away_until = now + min(_MAX_PENALTY, _FIRST_PENALTY * 2**self._strikes)
+        self._strikes += 1
+        self._target = self._limit // 8
+        return self._strikes

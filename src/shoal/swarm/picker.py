@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which piece of a blob to ask which peer for. Pure: the clock is a parameter.
+
+Inside a window behind each reader's position pieces are taken in order, so that bytes can be
+passed on while the rest arrives; outside it the rarest comes first, so that the swarm keeps what
+it needs to go on without its seeds (Legout et al., "Rarest First and Choke Algorithms Are
+Enough"). Pieces that are late are asked for a second time elsewhere.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from shoal.swarm import bits as bitset
+
+PATIENCE = 0.25
+"""Seconds after which a piece is late at the earliest."""
+
+MAX_PATIENCE = 2.0
+MAX_COPIES = 2
+"""Peers that one piece is asked from at the same time."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    bits: int
+    seed: bool
+    asked: set[int] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Reader:
+    position: int
+    blocked_on: int = -1
+    since: float = 0.0
+
+
+class Picker:
+    """The state of one download: missing pieces, who has which, and what was asked of whom."""
+
+    def __init__(self, count: int, have: int, *, rng: random.Random, window: int = 32) -> None:
+        self.count = count
+        self.missing = bitset.full(count) & ~have
+        self._window = window
+        self._rng = rng
+        self._peers: dict[str, _Peer] = {}
+        self._readers: dict[Hashable, _Reader] = {}
+        self._asked: dict[int, dict[str, float]] = {}
+        self._asked_bits = 0
+        self._holders = array("H", bytes(2 * count))
+        self._levels = [bitset.full(count)]
+        self._latency = 0.0
+        self._progress = 0.0
+
+    # -- who has what
+
+    def add_peer(self, peer: str, have: int, *, seed: bool) -> None:
+        """A peer shows these pieces; a second call replaces what it showed before."""
+        known = self._peers.get(peer)
+        if known is None:
+            known = self._peers[peer] = _Peer(0, seed)
+        known.seed = seed
+        for index in bitset.indices(known.bits & ~have):
+            self._count_holder(index, -1)
+        for index in bitset.indices(have & ~known.bits):
+            self._count_holder(index, +1)
+        known.bits = have
+
+    def remove_peer(self, peer: str) -> None:
+        """A peer is gone; what it was asked for can be asked of others."""
+        known = self._peers.pop(peer, None)
+        if known is None:
+            return
+        for index in bitset.indices(known.bits):
+            self._count_holder(index, -1)
+        for index in known.asked:
+            self._forget(peer, index)
+
+    def peer_has(self, peer: str, index: int) -> None:
+        """A peer shows one more piece."""
+        known = self._peers[peer]
+        if not known.bits >> index & 1:
+            known.bits |= 1 << index
+            self._count_holder(index, +1)
+
+    def _count_holder(self, index: int, change: int) -> None:
+        level = self._holders[index]
+        self._holders[index] = level + change
+        bit = 1 << index
+        self._levels[level] &= ~bit
+        while len(self._levels) <= level + change:
+            self._levels.append(0)
+        self._levels[level + change] |= bit
+
+    # -- who reads where
+
+    def set_reader(self, reader: Hashable, position: int) -> None:
+        """A reader needs the piece at `position` next, and then those behind it."""
+        known = self._readers.get(reader)
+        if known is None:
+            self._readers[reader] = _Reader(position)
+        else:
+            known.position = position
+
+    def remove_reader(self, reader: Hashable) -> None:
+        """Nobody waits there any more."""
+        self._readers.pop(reader, None)
+
+    # -- what to ask for
+
+    def pick(self, peer: str, now: float) -> int | None:
+        """The piece to ask this peer for next, noted as asked; None when there is none."""
+        known = self._peers[peer]
+        index = self._choose(known, now)
+        if index is None:
+            index = self._choose_late(peer, known, now)
+        if index is None and known.seed:
+            index = self._choose_unshown(known, now)
+        if index is not None:
+            known.asked.add(index)
+            self._asked.setdefault(index, {})[peer] = now
+            self._asked_bits |= 1 << index
+        return index
+
+    def _choose(self, known: _Peer, now: float) -> int | None:
+        candidates = known.bits & self.missing & ~self._asked_bits
+        if not candidates:
+            return None
+        for reader in self._readers.values():
+            window = candidates & self._window_of(reader, now)
+            if window:
+                return bitset.lowest(window)
+        for level in self._levels:
+            rarest = candidates & level
+            if rarest:
+                return bitset.any_of(rarest, self._rng)
+        return None
+
+    def _window_of(self, reader: _Reader, now: float) -> int:
+        ahead = self.missing >> reader.position
+        if not ahead:
+            return 0
+        first = reader.position + bitset.lowest(ahead)
+        if first != reader.blocked_on:
+            reader.blocked_on, reader.since = first, now
+        return bitset.full(self._window) << first
+
+    def _choose_late(self, peer: str, known: _Peer, now: float) -> int | None:
+        patience = self.patience()
+        late = [
+            (now - min(asked.values()), index)
+            for index, asked in self._asked.items()
+            if len(asked) < MAX_COPIES and peer not in asked and known.bits >> index & 1
+        ]
+        if not late:
+            return None
+        age, index = max(late)
+        return index if age > patience else None
+
+    def _choose_unshown(self, known: _Peer, now: float) -> int | None:
+        """What a seed has and does not show is expected from others; ask for it when it is late."""
+        patience = self.patience()
+        free = self.missing & ~self._asked_bits
+        if not free or known.asked:
+            return None
+        for reader in self._readers.values():
+            self._window_of(reader, now)
+            if (
+                reader.blocked_on >= 0
+                and free >> reader.blocked_on & 1
+                and now - reader.since > patience
+            ):
+                return reader.blocked_on
+        if not self._asked and now - self._progress > patience:
+            return bitset.lowest(free)
+        return None
+
+    def patience(self) -> float:
+        """Seconds after which a piece is late: a few times what pieces took so far."""
+        return min(MAX_PATIENCE, max(PATIENCE, 4 * self._latency))
+
+    # -- what became of it
+
+    def asked_of(self, peer: str) -> frozenset[int]:
+        """The pieces asked of a peer and not yet come."""
+        known = self._peers.get(peer)
+        return frozenset(known.asked) if known else frozenset()
+
+    def is_asked(self, peer: str, index: int) -> bool:
+        """Whether this peer was asked for this piece."""
+        known = self._peers.get(peer)
+        return known is not None and index in known.asked
+
+    def arrived(self, peer: str, index: int, now: float) -> float:
+        """The bytes of a piece are here; returns the seconds since it was asked for.
+
+        Nobody else is asked for it while it is being checked; then call `verified` or `failed`.
+        """
+        took = now - self._asked[index][peer]
+        self._peers[peer].asked.discard(index)
+        self._latency += (took - self._latency) / 8
+        self._progress = now
+        return took
+
+    def verified(self, index: int) -> list[str]:
+        """A piece is checked and written; returns the other peers that it is still due from."""
+        self.missing &= ~(1 << index)
+        self._asked_bits &= ~(1 << index)
+        others = [peer for peer in self._asked.pop(index, {}) if index in self.asked_of(peer)]
+        for peer in others:
+            self._peers[peer].asked.discard(index)
+        return others
+
+    def failed(self, peer: str, index: int) -> None:
+        """A piece did not come, or was wrong: it can be asked for again."""
+        known = self._peers.get(peer)
+        if known is not None:
+            known.asked.discard(index)
+        self._forget(peer, index)
+
+    def rejected(self, peer: str, index: int) -> None:
+        """A peer will not send a piece: it no longer counts as having it."""
+        self.failed(peer, index)
+        known = self._peers.get(peer)
+        if known is not None and known.bits >> index & 1:
+            known.bits &= ~(1 << index)
+            self._count_holder(index, -1)
+
+    def _forget(self, peer: str, index: int) -> None:
+        asked = self._asked.get(index)
+        if asked is None:
+            return
+        asked.pop(peer, None)
+        if not asked:
+            del self._asked[index]
+            self._asked_bits &= ~(1 << index)

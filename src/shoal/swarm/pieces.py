@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pieces of one blob in a file of this host.
+
+A piece is *present* when its bytes are in the file, and *verified* when this process has seen that
+they are right. Only verified pieces are given to anyone, so that a file that was damaged or cut
+while the process was down is found out piece by piece, at the moment of use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+from shoal.model.digest import Digest
+from shoal.swarm import bits as bitset
+from shoal.swarm.metainfo import Metainfo
+
+_AHEAD = 4
+"""Pieces that a reader has checked in advance."""
+
+
+class PieceLost(Exception):
+    """A piece is not to be had, and why."""
+
+
+class SharedFile:
+    """A file descriptor that is closed when its last user has let it go."""
+
+    def __init__(self, path: Path, *, create: int | None = None) -> None:
+        """Open for reading and writing; `create` makes a sparse file of that many bytes."""
+        flags = os.O_RDWR | os.O_CLOEXEC
+        self.fd = os.open(path, flags | os.O_CREAT if create is not None else flags, 0o644)
+        if create is not None and os.fstat(self.fd).st_size != create:
+            os.ftruncate(self.fd, create)
+        self._users = 1
+
+    def size(self) -> int:
+        """Bytes of the file now."""
+        return os.fstat(self.fd).st_size
+
+    def stamp(self) -> tuple[int, int]:
+        """Changes when somebody else writes to the file."""
+        status = os.fstat(self.fd)
+        return status.st_size, status.st_mtime_ns
+
+    def acquire(self) -> SharedFile:
+        """One more user."""
+        self._users += 1
+        return self
+
+    def release(self) -> None:
+        """One user less."""
+        self._users -= 1
+        if self._users == 0:
+            os.close(self.fd)
+
+
+class PieceFile:
+    """Reads, checks and writes the pieces of a blob; hashing and disk in the executor's threads."""
+
+    def __init__(
+        self,
+        metainfo: Metainfo,
+        file: SharedFile,
+        executor: Executor,
+        *,
+        present: int,
+        verified: int,
+    ) -> None:
+        self.metainfo = metainfo
+        self.digest = Digest.parse(metainfo.digest)
+        self.file = file
+        self.present = present | verified
+        self.verified = verified
+        self._executor = executor
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._checking: dict[int, asyncio.Future[bool]] = {}
+        self._failure: Exception | None = None
+        self._stamp = file.stamp()
+
+    @property
+    def complete(self) -> bool:
+        """All bytes are in the file, checked or not."""
+        return self.present == bitset.full(self.metainfo.count)
+
+    @property
+    def all_verified(self) -> bool:
+        """All bytes are in the file and checked."""
+        return self.verified == bitset.full(self.metainfo.count)
+
+    def recheck_if_touched(self) -> bool:
+        """Forget what was verified when the file was changed by somebody else; whether it was.
+
+        For files that are complete: while pieces are written, this process changes the file itself.
+        """
+        stamp = self.file.stamp()
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        self.verified = 0
+        return True
+
+    def settled(self) -> None:
+        """This process has written its last byte to the file."""
+        self._stamp = self.file.stamp()
+
+    async def store(self, index: int, data: memoryview) -> bool:
+        """Check a piece that came and write it; False when the bytes are wrong."""
+        loop = asyncio.get_running_loop()
+        right = await loop.run_in_executor(self._executor, self._store, index, data)
+        if right:
+            self._mark(index)
+        return right
+
+    def _store(self, index: int, data: memoryview) -> bool:
+        if not self.metainfo.matches(index, data):
+            return False
+        offset, _ = self.metainfo.span(index)
+        while data:
+            written = os.pwrite(self.file.fd, data, offset)
+            data = data[written:]
+            offset += written
+        return True
+
+    async def ensure(self, index: int) -> bool:
+        """Whether the piece is here and right; checks it once if it is present and not verified."""
+        if self.verified >> index & 1:
+            return True
+        if not self.present >> index & 1:
+            return False
+        check = self._checking.get(index)
+        if check is None:
+            loop = asyncio.get_running_loop()
+            check = loop.run_in_executor(self._executor, self._check, index)
+            self._checking[index] = check
+            check.add_done_callback(lambda done: self._checked(index, done))
+        return await asyncio.shield(check)
+
+    def _check(self, index: int) -> bool:
+        start, stop = self.metainfo.span(index)
+        data = os.pread(self.file.fd, stop - start, start)
+        return len(data) == stop - start and self.metainfo.matches(index, data)
+
+    def _checked(self, index: int, done: asyncio.Future[bool]) -> None:
+        self._checking.pop(index, None)
+        if done.cancelled() or done.exception() is not None or not done.result():
+            self.present &= ~(1 << index)
+        else:
+            self._mark(index)
+
+    def _mark(self, index: int) -> None:
+        bit = 1 << index
+        self.present |= bit
+        self.verified |= bit
+        waiting = self._waiting.pop(index, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def wait(self, index: int) -> None:
+        """Return when the piece is verified; raises what the download failed with."""
+        while not self.verified >> index & 1:
+            if self._failure is not None:
+                raise self._failure
+            waiting = self._waiting.get(index)
+            if waiting is None:
+                waiting = self._waiting[index] = asyncio.get_running_loop().create_future()
+            await asyncio.shield(waiting)
+
+    def fail(self, failure: Exception) -> None:
+        """Nothing more will come: everyone who waits gets the failure."""
+        self._failure = failure
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(failure)
+                waiting.exception()  # Those who wait through a shield may be gone.
+        self._waiting.clear()
+
+    def verified_until(self, start: int) -> int:
+        """The end of the run of verified bytes that begins at byte `start`."""
+        index = start // self.metainfo.piece_size
+        gap = bitset.first_gap(self.verified, index)
+        if gap == index:
+            return start
+        return min(gap * self.metainfo.piece_size, self.metainfo.size)
+
+    async def readable(self, start: int, stop: int) -> AsyncIterator[tuple[int, int]]:
+        """Runs of bytes in order, each as soon as its pieces are verified.
+
+        Pieces that are present are checked on the way, some of them in advance. Those that are
+        missing or turn out wrong are waited for; somebody else must fetch them.
+        """
+        size = self.metainfo.piece_size
+        while start < stop:
+            index = start // size
+            last = (stop - 1) // size
+            for ahead in range(index + 1, min(index + 1 + _AHEAD, last + 1)):
+                if self.present >> ahead & 1 and not self.verified >> ahead & 1:
+                    self._check_in_advance(ahead)
+            if not await self.ensure(index):
+                await self.wait(index)
+            until = min(self.verified_until(start), stop)
+            yield start, until
+            start = until
+
+    def _check_in_advance(self, index: int) -> None:
+        if index not in self._checking:
+            loop = asyncio.get_running_loop()
+            check = loop.run_in_executor(self._executor, self._check, index)
+            self._checking[index] = check
+            check.add_done_callback(lambda done: self._checked(index, done))
+
+    def close(self) -> None:
+        """Let the file go."""
+        self.file.release()

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which pieces a seed shows to which leecher, so that each is spread once before any twice.
+
+In the spirit of BEP 16 (superseeding), but in order, as readers stream. Several seeds of one blob
+share the work by residue: seed `rank` of `seeds` begins with pieces i where i % seeds == rank, and
+takes over others' from the far end when its own are spread. What a leecher cannot get elsewhere it
+asks for unshown, which earns it more. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.swarm import bits as bitset
+
+
+@dataclass(slots=True)
+class _Leecher:
+    have: int
+    shown: int
+    grant: int = 0
+    """Pieces that it may be shown though others have them."""
+
+
+class Seeding:
+    """What one seed has shown to the leechers of one blob."""
+
+    def __init__(self, count: int, *, rank: int = 0, seeds: int = 1, credit: int = 8) -> None:
+        self._count = count
+        self._credit = credit
+        """Pieces shown to a leecher that it does not have yet, at most."""
+        self._own = sum(1 << i for i in range(rank, count, seeds)) if seeds > 1 else -1
+        self._unspread = bitset.full(count)
+        self._leechers: dict[str, _Leecher] = {}
+
+    def join(self, peer: str, have: int) -> int:
+        """A leecher connects, or comes back with other pieces; returns the pieces to show it."""
+        self._leechers[peer] = _Leecher(have, 0)
+        self._unspread &= ~have
+        return self._show(peer)
+
+    def leave(self, peer: str) -> None:
+        """A leecher is gone, and with it what only it had or was to get."""
+        if self._leechers.pop(peer, None) is None:
+            return
+        spread = 0
+        for leecher in self._leechers.values():
+            spread |= leecher.have | leecher.shown
+        self._unspread = bitset.full(self._count) & ~spread
+
+    def has(self, peer: str, index: int) -> int:
+        """A leecher has got a piece, from wherever; returns further pieces to show it."""
+        leecher = self._leechers.get(peer)
+        if leecher is None:
+            return 0
+        bit = 1 << index
+        leecher.have |= bit
+        self._unspread &= ~bit
+        return self._show(peer) if leecher.shown & bit else 0
+
+    def asked(self, peer: str, index: int) -> int:
+        """A leecher asks for a piece: for one not shown, when nobody else gives it.
+
+        Returns further pieces to show it.
+        """
+        leecher = self._leechers.get(peer)
+        if leecher is None or leecher.shown >> index & 1:
+            return 0
+        leecher.shown |= 1 << index
+        self._unspread &= ~(1 << index)
+        leecher.grant = self._credit
+        return self._show(peer)
+
+    def _show(self, peer: str) -> int:
+        leecher = self._leechers[peer]
+        fresh = 0
+        while (leecher.shown & ~leecher.have).bit_count() < self._credit:
+            bit = self._next(leecher)
+            if not bit:
+                break
+            leecher.shown |= bit
+            fresh |= bit
+            self._unspread &= ~bit
+        return fresh
+
+    def _next(self, leecher: _Leecher) -> int:
+        open_to = self._unspread & ~leecher.have & ~leecher.shown
+        own = open_to & self._own
+        if own:
+            return own & -own
+        if open_to:
+            return 1 << (open_to.bit_length() - 1)
+        if leecher.grant:
+            rest = bitset.full(self._count) & ~leecher.have & ~leecher.shown
+            leecher.grant -= 1
+            return rest & -rest
+        return 0

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counts the bytes of pieces that go between peers."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter
+
+from shoal.swarm.peers import PeerInfo
+
+_RECEIVED = Counter(
+    "shoal_swarm_received_bytes", "Bytes of pieces received, by who sent them", ["source"]
+)
+_SENT = Counter("shoal_swarm_sent_bytes", "Bytes of pieces sent, by who gets them", ["to"])
+_WRONG = Counter("shoal_swarm_wrong_pieces", "Pieces received whose bytes were not right")
+_STALLED = Counter("shoal_swarm_stalls", "Times that a peer sent nothing of what was due")
+_DROPPED = Counter("shoal_swarm_dropped_links", "Connections ended for a breach of the protocol")
+
+
+class Traffic:
+    """The counters of one process."""
+
+    def __init__(self) -> None:
+        self._received = {origin: _RECEIVED.labels(_kind(origin)) for origin in (False, True)}
+        self._sent = {origin: _SENT.labels(_kind(origin)) for origin in (False, True)}
+        self.wrong_pieces = _WRONG
+        self.stalls = _STALLED
+        self.breaches = _DROPPED
+
+    def received(self, peer: PeerInfo | None, count: int) -> None:
+        """Payload bytes came from a peer."""
+        self._received[peer is not None and peer.origin].inc(count)
+
+    def sent(self, peer: PeerInfo | None, count: int) -> None:
+        """Payload bytes were sent to a peer."""
+        self._sent[peer is not None and peer.origin].inc(count)
+
+
+def _kind(origin: bool) -> str:
+    return "origin" if origin else "agent"
