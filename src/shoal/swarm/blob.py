@@ -114,6 +114,8 @@ class BlobSwarm:
     def on_request(self, link: Link, index: int) -> None:
         """A peer wants a piece."""
         self.last_used = self.node.now()
+        if self.pieces.complete and self.picker is None:
+            self.pieces.recheck_if_touched()
         if self.seeding is not None:
             self._show(link, self.seeding.asked(link.id, index))
 
@@ -174,15 +176,22 @@ class BlobSwarm:
                 self.picker.failed(link.id, index)
             self.node.ban(link, f"a wrong piece {index} of {self.digest}")
             return
+        self._got(index)
+
+    async def take(self, index: int, data: bytes) -> bool:
+        """A piece that came from outside the swarm; False when it is wrong."""
+        if not await self.pieces.store(index, memoryview(data)):
+            return False
+        self._got(index)
+        return True
+
+    def _got(self, index: int) -> None:
+        """A piece is here: nobody else need send it, and everybody is told."""
         if self.picker is not None:
             for peer in self.picker.verified(index):
                 other = self.links.get(peer)
-                if other is not None and other is not link:
+                if other is not None:
                     other.cancel(self, index)
-        self.announce_piece(index)
-
-    def announce_piece(self, index: int) -> None:
-        """Tell everyone that a piece is here, and ask on."""
         for link in tuple(self.links.values()):
             link.show(self, index)
         if self.picker is not None and not self.picker.missing:

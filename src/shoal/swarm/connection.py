@@ -220,14 +220,17 @@ class Connection:
             if payload is not None:
                 self._handler.on_piece(message, payload)
 
-    def _ask_for_memory(self, piece: Piece) -> None:
+    def _ask_for_memory(self, piece: Piece) -> bool:
+        """Whether there is some; otherwise nothing is read until `resume`."""
         memory = self._handler.on_piece_header(piece)
         if memory is not None:
             self._payload = memory
             self._decoder.take_payload(memory)
-        elif not self.is_closed():
+            return True
+        if not self.is_closed():
             self._paused = piece
             self._loop.remove_reader(self._fd)
+        return False
 
     def resume(self) -> None:
         """Memory may be free again: ask for it once more."""
@@ -235,12 +238,10 @@ class Connection:
         if piece is None or self.is_closed():
             return
         try:
-            self._ask_for_memory(piece)
+            if self._ask_for_memory(piece):
+                self._loop.add_reader(self._fd, self._readable)
         except ProtocolError as error:
             self.close(f"protocol error: {error}")
-            return
-        if self._paused is None and not self.is_closed():
-            self._loop.add_reader(self._fd, self._readable)
 
     # -- end
 

@@ -80,7 +80,7 @@ class Metainfo(msgspec.Struct, frozen=True):
             raise InvalidMetainfo(f"a metainfo has at most {MAX_METAINFO_BYTES} bytes")
         try:
             metainfo = msgspec.json.decode(data, type=cls)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidMetainfo(f"not a metainfo: {error}") from error
         metainfo.check()
         return metainfo

@@ -145,7 +145,8 @@ class SwarmNode:
         """Take part in a blob. The node then owns the file, and closes it if it has one already."""
         blob = self.blobs.get(pieces.digest)
         if blob is not None:
-            pieces.close()
+            if blob.pieces is not pieces:
+                pieces.close()
             return blob
         seeding = None
         if self._seeding is not None:

@@ -14,7 +14,7 @@ PEER_ID_BYTES = 16
 class PeerInfo(msgspec.Struct, frozen=True):
     """One process of the swarm, as the tracker hands it out."""
 
-    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", max_length=32)]
     host: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
     zone: Annotated[str, msgspec.Meta(max_length=255)] = ""

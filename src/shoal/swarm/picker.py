@@ -29,6 +29,8 @@ class _Peer:
     bits: int
     seed: bool
     asked: set[int] = field(default_factory=set)
+    refused: int = 0
+    """Pieces that it would not send, and has not shown since."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class Picker:
         self._holders = array("H", bytes(2 * count))
         self._levels = [bitset.full(count)]
         self._latency = 0.0
-        self._progress = 0.0
+        self._progress: float | None = None
 
     # -- who has what
 
@@ -63,6 +65,7 @@ class Picker:
         if known is None:
             known = self._peers[peer] = _Peer(0, seed)
         known.seed = seed
+        known.refused = 0
         for index in bitset.indices(known.bits & ~have):
             self._count_holder(index, -1)
         for index in bitset.indices(have & ~known.bits):
@@ -82,6 +85,7 @@ class Picker:
     def peer_has(self, peer: str, index: int) -> None:
         """A peer shows one more piece."""
         known = self._peers[peer]
+        known.refused &= ~(1 << index)
         if not known.bits >> index & 1:
             known.bits |= 1 << index
             self._count_holder(index, +1)
@@ -150,22 +154,30 @@ class Picker:
 
     def _choose_late(self, peer: str, known: _Peer, now: float) -> int | None:
         patience = self.patience()
-        late = [
-            (now - min(asked.values()), index)
-            for index, asked in self._asked.items()
-            if len(asked) < MAX_COPIES and peer not in asked and known.bits >> index & 1
-        ]
-        if not late:
-            return None
-        age, index = max(late)
-        return index if age > patience else None
+        unshown = known.seed and not known.asked
+        oldest, late = 0.0, None
+        for index, asked in self._asked.items():
+            if len(asked) >= MAX_COPIES or peer in asked:
+                continue
+            if known.bits >> index & 1:
+                bearable = patience
+            elif unshown and not known.refused >> index & 1:
+                bearable = MAX_PATIENCE
+            else:
+                continue
+            age = now - min(asked.values())
+            if age > max(bearable, oldest) and all(self.is_asked(it, index) for it in asked):
+                oldest, late = age, index
+        return late
 
     def _choose_unshown(self, known: _Peer, now: float) -> int | None:
         """What a seed has and does not show is expected from others; ask for it when it is late."""
         patience = self.patience()
-        free = self.missing & ~self._asked_bits
+        free = self.missing & ~self._asked_bits & ~known.refused
         if not free or known.asked:
             return None
+        if self._progress is None:
+            self._progress = now
         for reader in self._readers.values():
             self._window_of(reader, now)
             if (
@@ -209,7 +221,7 @@ class Picker:
         """A piece is checked and written; returns the other peers that it is still due from."""
         self.missing &= ~(1 << index)
         self._asked_bits &= ~(1 << index)
-        others = [peer for peer in self._asked.pop(index, {}) if index in self.asked_of(peer)]
+        others = [peer for peer in self._asked.pop(index, {}) if self.is_asked(peer, index)]
         for peer in others:
             self._peers[peer].asked.discard(index)
         return others
@@ -225,7 +237,10 @@ class Picker:
         """A peer will not send a piece: it no longer counts as having it."""
         self.failed(peer, index)
         known = self._peers.get(peer)
-        if known is not None and known.bits >> index & 1:
+        if known is None:
+            return
+        known.refused |= 1 << index
+        if known.bits >> index & 1:
             known.bits &= ~(1 << index)
             self._count_holder(index, -1)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import TypeVar
 
 from shoal.model.digest import Digest
 from shoal.swarm import bits as bitset
@@ -22,8 +23,7 @@ _AHEAD = 4
 """Pieces that a reader has checked in advance."""
 
 
-class PieceLost(Exception):
-    """A piece is not to be had, and why."""
+T = TypeVar("T")
 
 
 class SharedFile:
@@ -57,6 +57,14 @@ class SharedFile:
         if self._users == 0:
             os.close(self.fd)
 
+    def run(self, executor: Executor, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Work on the file in a thread; it stays open until that has ended, cancelled or not."""
+        loop = asyncio.get_running_loop()
+        self.acquire()
+        running = executor.submit(work)
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self.release))
+        return asyncio.wrap_future(running)
+
 
 class PieceFile:
     """Reads, checks and writes the pieces of a blob; hashing and disk in the executor's threads."""
@@ -79,6 +87,8 @@ class PieceFile:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._checking: dict[int, asyncio.Future[bool]] = {}
         self._failure: Exception | None = None
+        self.on_damaged: Callable[[int], None] | None = None
+        """Called when a piece that was thought to be here turns out wrong."""
         self._stamp = file.stamp()
 
     @property
@@ -109,8 +119,7 @@ class PieceFile:
 
     async def store(self, index: int, data: memoryview) -> bool:
         """Check a piece that came and write it; False when the bytes are wrong."""
-        loop = asyncio.get_running_loop()
-        right = await loop.run_in_executor(self._executor, self._store, index, data)
+        right = await self.file.run(self._executor, lambda: self._store(index, data))
         if right:
             self._mark(index)
         return right
@@ -131,13 +140,15 @@ class PieceFile:
             return True
         if not self.present >> index & 1:
             return False
+        return await asyncio.shield(self._start_check(index))
+
+    def _start_check(self, index: int) -> asyncio.Future[bool]:
         check = self._checking.get(index)
         if check is None:
-            loop = asyncio.get_running_loop()
-            check = loop.run_in_executor(self._executor, self._check, index)
+            check = self.file.run(self._executor, lambda: self._check(index))
             self._checking[index] = check
             check.add_done_callback(lambda done: self._checked(index, done))
-        return await asyncio.shield(check)
+        return check
 
     def _check(self, index: int) -> bool:
         start, stop = self.metainfo.span(index)
@@ -146,10 +157,12 @@ class PieceFile:
 
     def _checked(self, index: int, done: asyncio.Future[bool]) -> None:
         self._checking.pop(index, None)
-        if done.cancelled() or done.exception() is not None or not done.result():
-            self.present &= ~(1 << index)
-        else:
+        if not done.cancelled() and done.exception() is None and done.result():
             self._mark(index)
+            return
+        self.present &= ~(1 << index)
+        if self.on_damaged is not None:
+            self.on_damaged(index)
 
     def _mark(self, index: int) -> None:
         bit = 1 << index
@@ -186,8 +199,8 @@ class PieceFile:
             return start
         return min(gap * self.metainfo.piece_size, self.metainfo.size)
 
-    async def readable(self, start: int, stop: int) -> AsyncIterator[tuple[int, int]]:
-        """Runs of bytes in order, each as soon as its pieces are verified.
+    async def readable(self, start: int, stop: int) -> AsyncGenerator[tuple[int, int]]:
+        """Runs of bytes [begin, end) in order, each as soon as its pieces are verified.
 
         Pieces that are present are checked on the way, some of them in advance. Those that are
         missing or turn out wrong are waited for; somebody else must fetch them.
@@ -198,19 +211,12 @@ class PieceFile:
             last = (stop - 1) // size
             for ahead in range(index + 1, min(index + 1 + _AHEAD, last + 1)):
                 if self.present >> ahead & 1 and not self.verified >> ahead & 1:
-                    self._check_in_advance(ahead)
+                    self._start_check(ahead)
             if not await self.ensure(index):
                 await self.wait(index)
             until = min(self.verified_until(start), stop)
             yield start, until
             start = until
-
-    def _check_in_advance(self, index: int) -> None:
-        if index not in self._checking:
-            loop = asyncio.get_running_loop()
-            check = loop.run_in_executor(self._executor, self._check, index)
-            self._checking[index] = check
-            check.add_done_callback(lambda done: self._checked(index, done))
 
     def close(self) -> None:
         """Let the file go."""

@@ -35,6 +35,7 @@ class Seeding:
 
     def join(self, peer: str, have: int) -> int:
         """A leecher connects, or comes back with other pieces; returns the pieces to show it."""
+        self.leave(peer)
         self._leechers[peer] = _Leecher(have, 0)
         self._unspread &= ~have
         return self._show(peer)

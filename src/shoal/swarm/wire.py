@@ -266,7 +266,7 @@ def _parse(fields: tuple[int, ...], payload: bytes) -> Message:
 def _parse_hello(payload: bytes) -> Hello:
     try:
         hello = _HELLO_DECODER.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed hello: {error}") from error
     if hello.version != VERSION or hello.peer is None:
         raise ProtocolError(

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent over HTTP: the registry for this host's runtime, and the admin endpoint."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from shoal.agent.config import AgentConfig
+from shoal.agent.readiness import AgentReadiness
+from shoal.agent.service import AgentService
+from shoal.agent.swarm_view import swarm_view
+from shoal.model.digest import Digest, InvalidDigest
+from shoal.model.errors import BlobUnknown, DigestInvalid, NameInvalid, TagInvalid
+from shoal.model.names import InvalidName, InvalidTag, split_tag
+from shoal.registry.app import registry_routes
+from shoal.swarm.node import SwarmNode
+from shoal.web.bodies import send_blob
+from shoal.web.deadline import Deadline
+from shoal.web.server import application
+
+_MAX_NAMESPACE = 255
+
+
+def registry_application(
+    service: AgentService, readiness: AgentReadiness, config: AgentConfig
+) -> web.Application:
+    """What the container runtime talks to."""
+    app = application("agent", readiness=readiness.missing)
+    _generic_blobs(app, service, config)
+    registry_routes(app, service, None)
+    return app
+
+
+def admin_application(
+    service: AgentService, node: SwarmNode, readiness: AgentReadiness, config: AgentConfig
+) -> web.Application:
+    """Generic blobs, tags and the state of the swarm, as in Kraken's agent server."""
+    app = application("agent", readiness=readiness.missing)
+    _generic_blobs(app, service, config)
+
+    async def get_tag(request: web.Request) -> web.Response:
+        try:
+            repository, tag = split_tag(request.match_info["tag"])
+        except InvalidName as error:
+            raise NameInvalid(str(error)) from error
+        except InvalidTag as error:
+            raise TagInvalid(str(error)) from error
+        deadline = Deadline.from_headers(request.headers, config.request_timeout)
+        return web.Response(text=str(await service.resolve(repository, tag, deadline)))
+
+    async def delete_blob(request: web.Request) -> web.Response:
+        digest = _digest(request)
+        if not await service.delete(digest):
+            raise BlobUnknown(f"{digest} is not cached here, or is being fetched")
+        return web.Response(status=202)
+
+    async def get_swarm(_: web.Request) -> web.Response:
+        return web.json_response(swarm_view(node))
+
+    app.router.add_get("/tags/{tag:.+}", get_tag)
+    app.router.add_delete("/blobs/{digest}", delete_blob)
+    app.router.add_get("/swarm", get_swarm)
+    return app
+
+
+def _generic_blobs(app: web.Application, service: AgentService, config: AgentConfig) -> None:
+    async def get_blob(request: web.Request) -> web.StreamResponse:
+        digest = _digest(request)
+        namespace = request.match_info["namespace"]
+        if len(namespace) > _MAX_NAMESPACE:
+            raise NameInvalid(f"a namespace has at most {_MAX_NAMESPACE} characters")
+        deadline = Deadline.from_headers(request.headers, config.request_timeout)
+        if request.method == "HEAD":
+            size = await service.stat_blob(namespace, digest, deadline)
+            return web.Response(
+                headers={"Content-Length": str(size), "Docker-Content-Digest": str(digest)}
+            )
+        blob = await service.open_blob(namespace, digest, deadline)
+        return await send_blob(request, blob, digest=digest)
+
+    app.router.add_get("/namespace/{namespace:.+}/blobs/{digest}", get_blob)
+
+
+def _digest(request: web.Request) -> Digest:
+    try:
+        return Digest.parse(request.match_info["digest"])
+    except InvalidDigest as error:
+        raise DigestInvalid(str(error)) from error

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config of the agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from shoal.config.model import ServiceConfig
+from shoal.config.units import Address, Duration
+from shoal.ring.config import HostsConfig, OriginsConfig
+from shoal.swarm.config import PeerConfig
+
+
+class AgentConfig(ServiceConfig):
+    """One agent."""
+
+    listen: Address = "127.0.0.1:5010"
+    """The registry that this host's container runtime pulls from."""
+
+    admin: Address = "127.0.0.1:5011"
+    """Generic blobs, tags, and what the agent knows of its swarm."""
+
+    data_dir: Path
+    """The cache: complete blobs, and partial ones that go on after a restart."""
+
+    peer: PeerConfig = PeerConfig()
+
+    zone: Annotated[str, Field(max_length=255)] = ""
+    """Where this host is, as far as network cost goes."""
+
+    tracker: HostsConfig
+    build_index: HostsConfig
+    origins: OriginsConfig
+    """Where small blobs come from, and all others when neither tracker nor peers are to be had."""
+
+    request_timeout: Duration = 30.0
+    """The deadline for all that is asked of other services before the first byte of an answer."""
+
+    stall_timeout: Duration = 60.0
+    """A download to which nothing came for this long has failed; what is there is kept."""

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One blob on its way to this host: located, fetched from the swarm, verified, cached."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+from prometheus_client import Counter
+
+from shoal.agent.library import Library
+from shoal.model.digest import Digest, Hasher
+from shoal.model.errors import ApiError, Unavailable
+from shoal.origin.client import OriginCluster
+from shoal.swarm import bits as bitset
+from shoal.swarm.blob import BlobSwarm
+from shoal.swarm.metainfo import Metainfo
+from shoal.swarm.node import SwarmNode
+from shoal.swarm.peers import PeerInfo
+from shoal.swarm.pieces import PieceFile
+from shoal.tracker.client import TrackerClient
+from shoal.tracker.messages import AnnouncedBlob
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed, NotFound
+
+_ASK_TIMEOUT = 10.0
+_LOOK = 0.5
+"""Seconds between looks at how a download gets on."""
+
+_FALLBACK_AFTER = 2.0
+"""Seconds without a piece from the swarm after which the origins are asked over HTTP."""
+
+_REJOIN_EVERY = 5.0
+_FEW_LINKS = 3
+_HTTP_RUN = 8 * 1024 * 1024
+_HASH_SLICE = 1024 * 1024
+
+_HTTP_BYTES = Counter("shoal_origin_http_bytes", "Bytes of blobs fetched from origins over HTTP")
+_DOWNLOADS = Counter("shoal_agent_downloads", "Downloads by how they ended", ["outcome"])
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where blobs come from, and where they go."""
+
+    node: SwarmNode
+    tracker: TrackerClient
+    origins: OriginCluster
+    library: Library
+    hashing: Executor
+    """One thread per download that hashes whole blobs behind the frontier."""
+
+    stall_timeout: float
+
+
+class Download:
+    """A blob being fetched; any number of clients read it meanwhile."""
+
+    def __init__(
+        self, digest: Digest, namespace: str, sources: Sources, damaged: PieceFile | None = None
+    ) -> None:
+        """`damaged`: the file of a cached blob of which pieces turned out wrong, to be mended."""
+        self.digest = digest
+        self.pieces: asyncio.Future[PieceFile] = asyncio.get_running_loop().create_future()
+        """The file, as soon as the size of the blob is known; or why it cannot be had."""
+        self.swarm: BlobSwarm | None = None
+        self._namespace = namespace
+        self._sources = sources
+        self._damaged = damaged
+        self._verified_over_http = 0
+
+    async def run(self) -> None:
+        """Fetch the blob and cache it. Failures go to those who read, and into the log."""
+        pieces: PieceFile | None = None
+        try:
+            deadline = Deadline.after(_ASK_TIMEOUT)
+            metainfo, peers = await self._locate(deadline)
+            pieces = await self._open(metainfo)
+            self.pieces.set_result(pieces)
+            await self._fetch(pieces, peers)
+            await asyncio.to_thread(self._sources.library.finish, pieces)
+            pieces.settled()
+        except asyncio.CancelledError:
+            self._fail(pieces, Unavailable(f"{self.digest}: this agent stops"))
+            raise
+        except (ApiError, CallFailed, OSError) as error:
+            self._fail(pieces, error)
+            _DOWNLOADS.labels("failed").inc()
+            log.warning("download failed", digest=str(self.digest), error=str(error))
+        else:
+            _DOWNLOADS.labels("complete").inc()
+            log.info("download complete", digest=str(self.digest), size=metainfo.size)
+
+    def _fail(self, pieces: PieceFile | None, error: Exception) -> None:
+        if not self.pieces.done():
+            self.pieces.set_exception(error)
+            self.pieces.exception()  # Nobody may be waiting any more.
+        if pieces is not None:
+            pieces.fail(error)
+            self._sources.node.remove(self.digest)
+
+    async def _locate(self, deadline: Deadline) -> tuple[Metainfo, list[PeerInfo]]:
+        """Metainfo and peers from the tracker, or from the origins when no tracker answers.
+
+        Raises `BlobUnknown`, `CallFailed`.
+        """
+        sources = self._sources
+        try:
+            joined = await sources.tracker.join(
+                self.digest, sources.node.peer, namespace=self._namespace, deadline=deadline
+            )
+        except CallFailed as error:
+            log.warning("no tracker answered", digest=str(self.digest), error=str(error))
+            located = await sources.origins.metainfo(
+                self.digest, deadline=Deadline.after(_ASK_TIMEOUT)
+            )
+            if located is None:
+                raise NotFound(
+                    "GET", f"/blobs/{self.digest}", f"no origin has {self.digest}"
+                ) from error
+            return located.metainfo, located.peers
+        return joined.metainfo, joined.peers
+
+    async def _open(self, metainfo: Metainfo) -> PieceFile:
+        damaged = self._damaged
+        if damaged is None:
+            return await asyncio.to_thread(self._sources.library.partial, metainfo)
+        await asyncio.to_thread(self._sources.library.demote, self.digest)
+        if damaged.metainfo == metainfo:
+            return damaged
+        # Cut into other pieces than when it was cached: who reads the old file must start anew.
+        damaged.fail(Unavailable(f"{self.digest} was damaged on disk and is fetched again"))
+        self._sources.node.remove(self.digest)
+        return await asyncio.to_thread(self._sources.library.partial, metainfo)
+
+    async def _fetch(self, pieces: PieceFile, peers: list[PeerInfo]) -> None:
+        """Return when the blob is whole and its digest is right."""
+        if self._sources.node.blobs.get(self.digest) is None:
+            self._sources.node.add(pieces)
+        hashing = asyncio.create_task(self._hash(pieces))
+        try:
+            await self._check_present(pieces)
+            if pieces.metainfo.count <= 1:
+                await self._fetch_small(pieces)
+            if not pieces.all_verified:
+                self.swarm = self._sources.node.leech(pieces, peers)
+                await self._watch(pieces, self.swarm, hashing)
+            found = await hashing
+        finally:
+            hashing.cancel()
+            if self.swarm is not None:
+                self.swarm.stop_leeching()
+                self.swarm = None
+        if found != self.digest:
+            await asyncio.to_thread(self._sources.library.discard_partial, self.digest)
+            raise Unavailable(
+                f"what came for {self.digest} has the digest {found}: nothing of it is kept"
+            )
+
+    async def _check_present(self, pieces: PieceFile) -> None:
+        """Check what an earlier process left behind."""
+        for index in bitset.indices(pieces.present & ~pieces.verified):
+            await pieces.ensure(index)
+
+    async def _fetch_small(self, pieces: PieceFile) -> None:
+        """A blob of one piece is fetched in one request; peers would not make it faster."""
+        if pieces.all_verified:
+            return
+        size = pieces.metainfo.size
+        data = await self._sources.origins.read(
+            self.digest, deadline=Deadline.after(_ASK_TIMEOUT), limit=size
+        )
+        _HTTP_BYTES.inc(len(data))
+        if not await pieces.store(0, memoryview(data)):
+            raise Unavailable(f"{self.digest}: an origin's metainfo and content do not agree")
+
+    async def _watch(
+        self, pieces: PieceFile, swarm: BlobSwarm, hashing: asyncio.Task[Digest]
+    ) -> None:
+        """Return when the swarm has brought everything; help it when it does not."""
+        now = self._sources.node.now
+        verified, progress, rejoined = pieces.verified, now(), now()
+        while not pieces.all_verified:
+            await asyncio.wait([hashing], timeout=_LOOK)
+            if hashing.done() and hashing.exception() is not None:
+                return  # The file failed; awaiting the task raises why.
+            if pieces.verified != verified:
+                verified, progress = pieces.verified, now()
+            if now() - progress > self._sources.stall_timeout:
+                missing = pieces.metainfo.count - pieces.verified.bit_count()
+                raise Unavailable(
+                    f"{self.digest}: nothing came for {self._sources.stall_timeout:g} s, "
+                    f"{missing} pieces are missing; {len(swarm.links)} peers connected. "
+                    "What is there is kept"
+                )
+            if len(swarm.links) < _FEW_LINKS and now() - rejoined > _REJOIN_EVERY:
+                rejoined = now()
+                await self._quietly(lambda: self._rejoin(swarm))
+            if now() - progress > _FALLBACK_AFTER:
+                await self._quietly(lambda: self._fetch_over_http(pieces, swarm))
+
+    async def _quietly(self, attempt: Callable[[], Awaitable[None]]) -> None:
+        """Try something that may fail as long as anything else brings the blob."""
+        try:
+            await attempt()
+        except (ApiError, CallFailed) as error:
+            log.warning("still looking for peers", digest=str(self.digest), error=str(error))
+
+    async def _rejoin(self, swarm: BlobSwarm) -> None:
+        answer = await self._sources.tracker.announce(
+            self._sources.node.peer,
+            [AnnouncedBlob(str(self.digest))],
+            deadline=Deadline.after(_ASK_TIMEOUT),
+        )
+        swarm.add_peers(answer.peers.get(str(self.digest), []))
+
+    async def _fetch_over_http(self, pieces: PieceFile, swarm: BlobSwarm) -> None:
+        """Fetch the first missing pieces from the origins as a range."""
+        metainfo = pieces.metainfo
+        first = bitset.first_gap(pieces.verified)
+        count = max(1, _HTTP_RUN // metainfo.piece_size)
+        last = min(first + count, metainfo.count)
+        blob = await self._sources.origins.open(self.digest, deadline=Deadline.after(_ASK_TIMEOUT))
+        buffer = bytearray()
+        index = first
+        async for chunk in blob.segments(metainfo.span(first)[0], metainfo.span(last - 1)[1]):
+            buffer += chunk
+            _HTTP_BYTES.inc(len(chunk))
+            while index < last and len(buffer) >= metainfo.length(index):
+                length = metainfo.length(index)
+                piece = bytes(buffer[:length])
+                del buffer[:length]
+                if not await swarm.take(index, piece):
+                    log.warning(
+                        "an origin sent a wrong piece", digest=str(self.digest), piece=index
+                    )
+                index += 1
+
+    async def _hash(self, pieces: PieceFile) -> Digest:
+        """The digest of the whole, taken behind the frontier while pieces still come."""
+        hasher = self.digest.hasher()
+        file = pieces.file
+        async for start, stop in pieces.readable(0, pieces.metainfo.size):
+            work = partial(_hash_range, hasher, file.fd, start, stop)
+            await file.run(self._sources.hashing, work)
+        return Digest(self.digest.algorithm, hasher.hexdigest())
+
+
+def _hash_range(hasher: Hasher, fd: int, start: int, stop: int) -> None:
+    buffer = memoryview(bytearray(min(_HASH_SLICE, stop - start)))
+    while start < stop:
+        count = os.preadv(fd, [buffer[: stop - start]], start)
+        if count == 0:
+            raise OSError(f"the file ends at byte {start}, before {stop}")
+        hasher.update(buffer[:count])
+        start += count

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blobs on this host's disk: complete ones, and partial ones under ``partial/``.
+
+A cache: nothing is synced to the disk. What a crash or a power cut leaves behind is checked piece
+by piece before it is used, and fetched again where it is wrong. Everything here blocks: call it
+in worker threads.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Executor
+from contextlib import suppress
+from pathlib import Path
+
+from shoal.model.digest import Digest
+from shoal.store.blobs import BlobStore
+from shoal.swarm import bits as bitset
+from shoal.swarm.metainfo import InvalidMetainfo, Metainfo
+from shoal.swarm.pieces import PieceFile, SharedFile
+
+_METAINFO = "metainfo"
+
+
+class Library:
+    """The cache of one agent."""
+
+    def __init__(self, root: Path, executor: Executor) -> None:
+        """`executor` runs the checks of pieces."""
+        self._store = BlobStore(root)
+        self._partial = root / "partial"
+        self._partial.mkdir(parents=True, exist_ok=True)
+        self._executor = executor
+
+    def complete(self, digest: Digest) -> PieceFile | None:
+        """A cached blob; its pieces are still to be checked.
+
+        A file without a usable metainfo becomes a partial blob, whose pieces are checked against
+        the metainfo of the swarm.
+        """
+        blob = self._store.stat(digest)
+        if blob is None:
+            return None
+        metainfo = self._metainfo(digest)
+        if metainfo is None:
+            self.demote(digest)
+            return None
+        try:
+            file = SharedFile(blob.path)
+        except FileNotFoundError:
+            return None
+        everything = bitset.full(metainfo.count)
+        return PieceFile(metainfo, file, self._executor, present=everything, verified=0)
+
+    def size(self, digest: Digest) -> int | None:
+        """The size of a cached blob."""
+        if self._store.stat(digest) is None:
+            return None
+        metainfo = self._metainfo(digest)
+        return None if metainfo is None else metainfo.size
+
+    def _metainfo(self, digest: Digest) -> Metainfo | None:
+        data = self._store.sidecar(digest, _METAINFO)
+        if data is None:
+            return None
+        try:
+            metainfo = Metainfo.decode(data)
+        except InvalidMetainfo:
+            return None
+        return metainfo if metainfo.digest == str(digest) else None
+
+    def partial(self, metainfo: Metainfo) -> PieceFile:
+        """The partial blob, or a new and empty one; pieces with data are still to be checked."""
+        file = SharedFile(self._partial_path(Digest.parse(metainfo.digest)), create=metainfo.size)
+        present = _pieces_with_data(file.fd, metainfo)
+        return PieceFile(metainfo, file, self._executor, present=present, verified=0)
+
+    def finish(self, pieces: PieceFile) -> None:
+        """A partial blob is whole and its digest right: it becomes a cached one."""
+        sidecars = {_METAINFO: pieces.metainfo.encode()}
+        self._store.adopt(self._partial_path(pieces.digest), pieces.digest, sidecars, durable=False)
+
+    def demote(self, digest: Digest) -> None:
+        """A cached blob turned out to be damaged: it becomes a partial one."""
+        with suppress(FileNotFoundError):
+            os.replace(self._store.path(digest), self._partial_path(digest))
+        self._store.delete(digest)
+
+    def discard_partial(self, digest: Digest) -> None:
+        """What came is not the blob: nothing of it is kept."""
+        self._partial_path(digest).unlink(missing_ok=True)
+
+    def delete(self, digest: Digest) -> bool:
+        """Remove a blob, complete or partial; whether there was one."""
+        partial = self._partial_path(digest)
+        found = partial.exists()
+        partial.unlink(missing_ok=True)
+        return self._store.delete(digest) or found
+
+    def read_small(self, digest: Digest) -> bytes | None:
+        """A cached manifest, its digest verified; a damaged one is removed."""
+        try:
+            data = self._store.path(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        if Digest.of(data, digest.algorithm) == digest:
+            return data
+        self._store.delete(digest)
+        return None
+
+    def keep_small(self, digest: Digest, data: bytes) -> None:
+        """Cache a manifest."""
+        temp = self._store.temp()
+        temp.write_bytes(data)
+        self._store.adopt(temp, digest, {}, durable=False)
+
+    def digests(self) -> list[Digest]:
+        """The cached blobs that peers may want: those with a metainfo."""
+        return [
+            digest
+            for digest in self._store.digests()
+            if self._store.sidecar(digest, _METAINFO) is not None
+        ]
+
+    def _partial_path(self, digest: Digest) -> Path:
+        return self._partial / f"{digest.algorithm}-{digest.hex}"
+
+
+def _pieces_with_data(fd: int, metainfo: Metainfo) -> int:
+    """The pieces no byte of which lies in a hole of the sparse file."""
+    present = 0
+    position = 0
+    while position < metainfo.size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            position = os.lseek(fd, start, os.SEEK_HOLE)
+        except OSError:  # ENXIO: no data behind this position
+            break
+        first = -(-start // metainfo.piece_size)
+        last = metainfo.count if position >= metainfo.size else position // metainfo.piece_size
+        if last > first:
+            present |= bitset.full(last - first) << first
+    return present

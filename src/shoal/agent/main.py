@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``shoal agent``: wires the agent together and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+from shoal.agent.api import admin_application, registry_application
+from shoal.agent.config import AgentConfig
+from shoal.agent.download import Sources
+from shoal.agent.library import Library
+from shoal.agent.readiness import AgentReadiness
+from shoal.agent.service import AgentService
+from shoal.buildindex.client import BuildIndexClient
+from shoal.config.load import Loaded
+from shoal.config.units import split_address
+from shoal.origin.client import OriginCluster
+from shoal.swarm.node import SwarmNode
+from shoal.swarm.peers import PeerInfo, new_peer_id
+from shoal.tracker.client import TrackerClient
+from shoal.web.client import HttpClient
+from shoal.web.logs import configure
+from shoal.web.server import Stop, run, serve
+
+
+def main(loaded: Loaded[AgentConfig]) -> None:
+    """Run one agent in the foreground until it is told to stop."""
+    config = loaded.value
+    configure(config.log, "agent")
+
+    async def agent(stop: Stop) -> None:
+        await _serve(config, stop)
+
+    # The loop of asyncio itself: only it sends files with sendfile.
+    run(agent, loop="asyncio")
+
+
+async def _serve(config: AgentConfig, stop: Stop) -> None:
+    http = HttpClient(user_agent="shoal-agent")
+    origins = OriginCluster(http, config.origins)
+    tracker = TrackerClient(http, config.tracker)
+    index = BuildIndexClient(http, config.build_index)
+    host, port = split_address(config.peer.advertise or config.peer.listen)
+    service = AgentService(index)
+    node = SwarmNode(config.peer, PeerInfo(new_peer_id(), host, port, config.zone), service)
+    library = await asyncio.to_thread(Library, config.data_dir, node.executor)
+    hashing = ThreadPoolExecutor(2, thread_name_prefix="digest")
+    service.connect(Sources(node, tracker, origins, library, hashing, config.stall_timeout))
+    readiness = AgentReadiness(node, tracker, index)
+    await node.start()
+    announcing = asyncio.create_task(service.announce(), name="announce")
+    try:
+        apps = [
+            (registry_application(service, readiness, config), config.listen),
+            (admin_application(service, node, readiness, config), config.admin),
+        ]
+        await serve(apps, stop=stop, grace=config.shutdown_grace)
+    finally:
+        announcing.cancel()
+        with suppress(asyncio.CancelledError):
+            await announcing
+        await service.stop()
+        await node.stop()
+        await asyncio.to_thread(hashing.shutdown)
+        await http.close()

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an agent does: it finds blobs on its disk or in the swarm, and shares what it has."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+
+from shoal.agent.body import AgentBlob
+from shoal.agent.download import Download, Sources
+from shoal.buildindex.client import BuildIndexClient
+from shoal.model.digest import Digest
+from shoal.model.errors import BlobUnknown, ManifestUnknown
+from shoal.model.manifest import MAX_MANIFEST_BYTES
+from shoal.swarm.blob import BlobSwarm
+from shoal.swarm.pieces import PieceFile
+from shoal.tracker.messages import AnnouncedBlob
+from shoal.web.bodies import Blob
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed, NotFound
+
+_ANNOUNCE_TIMEOUT = 10.0
+_LEAVE_TIMEOUT = 1.0
+_DEFAULT_INTERVAL = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+class AgentService:
+    """The reading half of a registry (`shoal.registry.ports.Reader`), fed by the swarm.
+
+    Also the swarm's view of this host's disk (`shoal.swarm.node.BlobProvider`).
+    """
+
+    def __init__(self, index: BuildIndexClient) -> None:
+        self._index = index
+        self._sources: Sources
+        self._downloads: dict[Digest, Download] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cached: set[Digest] = set()
+
+    def connect(self, sources: Sources) -> None:
+        """Give it the swarm, which in turn needs this service as its provider."""
+        self._sources = sources
+
+    # -- registry
+
+    async def resolve(self, repository: str, tag: str, deadline: Deadline) -> Digest:
+        """The digest that the tag has now, by the build-index."""
+        digest = await self._index.get_tag(repository, tag, deadline=deadline)
+        if digest is None:
+            raise ManifestUnknown(f"{repository} has no tag {tag}", detail={"tag": tag})
+        return digest
+
+    async def manifest(self, repository: str, digest: Digest, deadline: Deadline) -> bytes:
+        """A manifest, from this host's cache or the origins."""
+        cached = await asyncio.to_thread(self._sources.library.read_small, digest)
+        if cached is not None:
+            return cached
+        try:
+            data = await self._sources.origins.read(
+                digest, deadline=deadline, limit=MAX_MANIFEST_BYTES
+            )
+        except NotFound as error:
+            raise ManifestUnknown(
+                f"no origin has manifest {digest} of {repository}", detail={"digest": str(digest)}
+            ) from error
+        await asyncio.to_thread(self._sources.library.keep_small, digest, data)
+        return data
+
+    async def stat_blob(self, repository: str, digest: Digest, deadline: Deadline) -> int:
+        """The size of a blob; nothing is downloaded."""
+        swarm = self._node_blob(digest)
+        if swarm is not None:
+            return swarm.metainfo.size
+        size = await asyncio.to_thread(self._sources.library.size, digest)
+        if size is None:
+            size = await self._sources.origins.stat(digest, deadline=deadline)
+        if size is None:
+            raise BlobUnknown(
+                f"no origin has blob {digest} of {repository}", detail={"digest": str(digest)}
+            )
+        return size
+
+    async def open_blob(self, repository: str, digest: Digest, deadline: Deadline) -> Blob:
+        """A blob, from this host's disk or while it arrives."""
+        swarm = self._node_blob(digest)
+        if swarm is None and digest not in self._downloads:
+            cached = await asyncio.to_thread(self._sources.library.complete, digest)
+            if cached is not None:
+                swarm = self._share(cached)
+        download = self._downloads.get(digest)
+        if download is None and swarm is not None:
+            swarm.last_used = swarm.node.now()
+            if swarm.pieces.recheck_if_touched():
+                log.warning("a cached file was changed; checking it again", digest=str(digest))
+            return self._body(digest, swarm.pieces)
+        if download is None:
+            download = self._download(digest, repository)
+        return self._body(digest, await self._opened(download, deadline))
+
+    def _body(self, digest: Digest, pieces: PieceFile) -> AgentBlob:
+        return AgentBlob(pieces, lambda: self._leeching(digest))
+
+    def _leeching(self, digest: Digest) -> BlobSwarm | None:
+        download = self._downloads.get(digest)
+        return None if download is None else download.swarm
+
+    def _node_blob(self, digest: Digest) -> BlobSwarm | None:
+        return self._sources.node.blobs.get(digest)
+
+    async def tags(self, repository: str, n: int, last: str, deadline: Deadline) -> list[str]:
+        """Tags of a repository, by the build-index."""
+        return await self._index.tags(repository, n, last, deadline=deadline)
+
+    async def repositories(self, n: int, last: str, deadline: Deadline) -> list[str]:
+        """Repositories, by the build-index."""
+        return await self._index.repositories(n, last, deadline=deadline)
+
+    # -- downloads
+
+    async def _opened(self, download: Download, deadline: Deadline) -> PieceFile:
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                return await asyncio.shield(download.pieces)
+        except NotFound as error:
+            raise BlobUnknown(
+                f"no origin has blob {download.digest}", detail={"digest": str(download.digest)}
+            ) from error
+
+    def _download(
+        self, digest: Digest, namespace: str, damaged: PieceFile | None = None
+    ) -> Download:
+        download = Download(digest, namespace, self._sources, damaged)
+        self._downloads[digest] = download
+        task = asyncio.get_running_loop().create_task(self._run(download))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return download
+
+    async def _run(self, download: Download) -> None:
+        digest = download.digest
+        try:
+            await download.run()
+        finally:
+            self._downloads.pop(digest, None)
+        swarm = self._node_blob(digest)
+        if swarm is None or not swarm.pieces.all_verified:
+            return
+        swarm.pieces.on_damaged = lambda _: self._mend(digest)
+        self._cached.add(digest)
+        await self._tell_trackers([AnnouncedBlob(str(digest), complete=True)])
+
+    # -- sharing: this host as its peers see it
+
+    async def open(self, digest: Digest) -> PieceFile | None:
+        """A cached blob that a peer asks for."""
+        if digest in self._downloads:
+            return None
+        pieces = await asyncio.to_thread(self._sources.library.complete, digest)
+        if pieces is not None:
+            pieces.on_damaged = lambda _: self._mend(digest)
+        return pieces
+
+    def damaged(self, digest: Digest, index: int) -> None:
+        """A peer asked for a piece that is not right; `_mend` is at work already."""
+        log.warning("a cached piece was damaged", digest=str(digest), piece=index)
+
+    def _share(self, pieces: PieceFile) -> BlobSwarm:
+        swarm = self._sources.node.add(pieces)
+        swarm.pieces.on_damaged = lambda _: self._mend(pieces.digest)
+        return swarm
+
+    def _mend(self, digest: Digest) -> None:
+        """A cached blob is damaged: fetch what is wrong again, while those who read it wait."""
+        swarm = self._node_blob(digest)
+        if swarm is None or digest in self._downloads:
+            return
+        log.warning("a cached blob is damaged; fetching it again", digest=str(digest))
+        self._cached.discard(digest)
+        swarm.pieces.on_damaged = None
+        self._download(digest, "", swarm.pieces)
+
+    # -- trackers
+
+    async def announce(self) -> None:
+        """Tell the trackers again and again what is here, until cancelled."""
+        self._cached.update(await asyncio.to_thread(self._sources.library.digests))
+        interval = _DEFAULT_INTERVAL
+        while True:
+            fetching = set(self._downloads)
+            blobs = [
+                AnnouncedBlob(str(digest), complete=digest not in fetching)
+                for digest in self._cached | fetching
+            ]
+            if blobs:
+                interval = await self._tell_trackers(blobs) or interval
+            await asyncio.sleep(interval)
+
+    async def _tell_trackers(self, blobs: list[AnnouncedBlob]) -> float:
+        """Announce blobs; the seconds after which to do so again, 0 when no tracker answered."""
+        sources = self._sources
+        try:
+            answer = await sources.tracker.announce(
+                sources.node.peer, blobs, deadline=Deadline.after(_ANNOUNCE_TIMEOUT)
+            )
+        except CallFailed as error:
+            log.warning("no tracker could be told what is here", blobs=len(blobs), error=str(error))
+            return 0.0
+        for text, peers in answer.peers.items():
+            swarm = self._leeching(Digest.parse(text))
+            if swarm is not None:
+                swarm.add_peers(peers)
+        return answer.interval_s
+
+    async def delete(self, digest: Digest) -> bool:
+        """Remove a blob from this host; whether it was here. One being fetched is not removed."""
+        if digest in self._downloads:
+            return False
+        self._cached.discard(digest)
+        self._sources.node.remove(digest)
+        return await asyncio.to_thread(self._sources.library.delete, digest)
+
+    async def stop(self) -> None:
+        """End the downloads, keeping what came, and take leave of the trackers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with suppress(CallFailed):
+            await self._sources.tracker.leave(
+                self._sources.node.peer.id, deadline=Deadline.after(_LEAVE_TIMEOUT)
+            )
