@@ -189,8 +189,8 @@ class Download:
         verified, progress, rejoined = pieces.verified, now(), now()
         while not pieces.all_verified:
             await asyncio.wait([hashing], timeout=_LOOK)
-            if hashing.done() and hashing.exception() is not None:
-                return  # The file failed; awaiting the task raises why.
+            if hashing.done():
+                return  # All came, or the file failed: awaiting the task tells.
             if pieces.verified != verified:
                 verified, progress = pieces.verified, now()
             if now() - progress > self._sources.stall_timeout:

@@ -33,6 +33,9 @@ class BlobSwarm:
         self.seeding = seeding
         self.picker: Picker | None = None
         self.links: dict[str, Link] = {}
+        self._have: dict[str, int] = {}
+        """The pieces that each linked peer shows."""
+        self._seeds: set[str] = set()
         self.candidates: dict[str, PeerInfo] = {}
         self.last_used = node.now()
 
@@ -40,9 +43,13 @@ class BlobSwarm:
 
     def leech(self, peers: Iterable[PeerInfo]) -> None:
         """Begin to fetch what is missing."""
-        window = max(16, min(64, _WINDOW_BYTES // self.metainfo.piece_size))
-        self.picker = Picker(self.count, self.pieces.verified, rng=self.node.rng, window=window)
+        if self.picker is None and not self.pieces.all_verified:
+            window = max(16, min(64, _WINDOW_BYTES // self.metainfo.piece_size))
+            self.picker = Picker(self.count, self.pieces.verified, rng=self.node.rng, window=window)
+            for peer in self.links:
+                self.picker.add_peer(peer, self._have[peer], seed=peer in self._seeds)
         self.add_peers(peers)
+        self.node.refill(self)
 
     def add_peers(self, peers: Iterable[PeerInfo]) -> None:
         """Peers that may have pieces."""
@@ -90,13 +97,20 @@ class BlobSwarm:
             have = bitset.unpack(message.bits, self.count)
         except ValueError as error:
             raise ProtocolError(f"open: {error}") from error
+        if self.links.get(link.id) is link:
+            raise ProtocolError(f"{self.digest} is open already")
         self.last_used = self.node.now()
         fresh = link.opened(self, message.channel)
         if fresh is None:
             return
         have |= fresh & bitset.full(self.count)
         self.links[link.id] = link
+        self._have[link.id] = have
+        if message.seed:
+            self._seeds.add(link.id)
         link.attach(self)
+        if link.closed:
+            return
         if self.seeding is not None and not message.seed:
             self._show(link, self.seeding.join(link.id, have))
         if self.picker is not None:
@@ -105,6 +119,9 @@ class BlobSwarm:
 
     def on_have(self, link: Link, index: int) -> None:
         """A peer has, or shows, one more piece."""
+        if self.links.get(link.id) is not link:
+            return
+        self._have[link.id] |= 1 << index
         if self.seeding is not None:
             self._show(link, self.seeding.has(link.id, index))
         if self.picker is not None:
@@ -121,6 +138,8 @@ class BlobSwarm:
 
     def on_reject(self, link: Link, index: int) -> None:
         """A peer will not send a piece."""
+        if self.links.get(link.id) is link:
+            self._have[link.id] &= ~(1 << index)
         if self.picker is not None and self.picker.is_asked(link.id, index):
             link.pace.dropped(self.metainfo.length(index))
             self.picker.rejected(link.id, index)
@@ -131,6 +150,8 @@ class BlobSwarm:
         if link.peer is None or self.links.get(link.id) is not link:
             return
         del self.links[link.id]
+        del self._have[link.id]
+        self._seeds.discard(link.id)
         if self.seeding is not None:
             self.seeding.leave(link.id)
         if self.picker is not None:
@@ -196,11 +217,12 @@ class BlobSwarm:
             link.show(self, index)
         if self.picker is not None and not self.picker.missing:
             self.stop_leeching()
+            self.pieces.settled()
 
     def close(self) -> None:
         """Take part no more."""
         self.stop_leeching()
-        for link in tuple(self.links.values()):
+        for link in tuple(self.node.links.values()):
             link.detach(self)
         self.links.clear()
         self.pieces.close()

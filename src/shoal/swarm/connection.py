@@ -116,6 +116,18 @@ class Connection:
                 outgoing.file.release()
                 return
 
+    def drop(self, channel: int) -> None:
+        """Take all pieces of a channel that have not begun out of the queue."""
+        dropped = [outgoing for outgoing in self._pieces if outgoing.piece.channel == channel]
+        for outgoing in dropped:
+            self._pieces.remove(outgoing)
+            outgoing.file.release()
+
+    @property
+    def paused(self) -> bool:
+        """It waits for memory on this side, not for the other side."""
+        return self._paused is not None
+
     def stuck_since(self) -> float | None:
         """Since when the other side has taken nothing of what waits for it."""
         if self._control or self._pieces or self._sending or self._head:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from shoal.swarm.connection import Connection
@@ -57,6 +58,8 @@ class Link:
         self._refused: set[int] = set()
         """Their channels of blobs that are not here; frames on them may still be under way."""
         self._checking: set[tuple[BlobSwarm, int]] = set()
+        self._due: Counter[tuple[BlobSwarm, int]] = Counter()
+        """Pieces that may still come: asked for, cancelled ones included."""
         self._next_channel = 0
         self.greeted: asyncio.Future[PeerInfo] = asyncio.get_running_loop().create_future()
         self.last_wanted = node.now()
@@ -100,6 +103,7 @@ class Link:
         channel = self.blobs.pop(blob, None)
         if channel is not None:
             self._ours.pop(channel, None)
+            self.connection.drop(channel)
             self.connection.send(Close(channel))
 
     def show(self, blob: BlobSwarm, index: int) -> None:
@@ -113,6 +117,7 @@ class Link:
         now = self.node.now()
         self.last_wanted = now
         self.pace.asked(blob.metainfo.length(index), now)
+        self._due[blob, index] += 1
         self.connection.send(Request(self.blobs[blob], index))
 
     def cancel(self, blob: BlobSwarm, index: int) -> None:

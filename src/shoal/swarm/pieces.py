@@ -89,7 +89,8 @@ class PieceFile:
         self._failure: Exception | None = None
         self.on_damaged: Callable[[int], None] | None = None
         """Called when a piece that was thought to be here turns out wrong."""
-        self._stamp = file.stamp()
+        self._stamp: tuple[int, int] | None = file.stamp()
+        """Of the file when this process last wrote to it; None while it does."""
 
     @property
     def complete(self) -> bool:
@@ -104,8 +105,10 @@ class PieceFile:
     def recheck_if_touched(self) -> bool:
         """Forget what was verified when the file was changed by somebody else; whether it was.
 
-        For files that are complete: while pieces are written, this process changes the file itself.
+        Between the first `store` and `settled`, this process changes the file itself.
         """
+        if self._stamp is None:
+            return False
         stamp = self.file.stamp()
         if stamp == self._stamp:
             return False
@@ -119,6 +122,7 @@ class PieceFile:
 
     async def store(self, index: int, data: memoryview) -> bool:
         """Check a piece that came and write it; False when the bytes are wrong."""
+        self._stamp = None
         right = await self.file.run(self._executor, lambda: self._store(index, data))
         if right:
             self._mark(index)
