@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Strict configuration: YAML and environment, units on quantities, an origin for each value."""
