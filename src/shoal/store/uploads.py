@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upload sessions: files that grow over several requests and survive a restart. It blocks."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from shoal.model.errors import BlobUploadUnknown, UploadConflict
+from shoal.store.writer import BlobWriter
+
+_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+
+
+class UploadSession:
+    """One upload: its id, and the writer of its file."""
+
+    def __init__(self, session_id: str, writer: BlobWriter) -> None:
+        self.id = session_id
+        self.writer = writer
+        self._lock = threading.Lock()
+        self._ended = False
+
+    @property
+    def size(self) -> int:
+        """Bytes received so far."""
+        return self.writer.size
+
+    @property
+    def path(self) -> Path:
+        """The session's file."""
+        return self.writer.path
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is writing now."""
+        return self._lock.locked()
+
+    def end(self) -> None:
+        """Let nobody write any more; a request that is writing still finishes."""
+        self._ended = True
+
+    @contextmanager
+    def exclusive(self) -> Iterator[BlobWriter]:
+        """Give the writer, to one request at a time; the second gets `UploadConflict` at once.
+
+        Raises `BlobUploadUnknown` when the session ended since it was opened. The file is closed
+        at the end, so that idle sessions hold no descriptors.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise UploadConflict(
+                f"another request is writing to upload {self.id}; try when it is done"
+            )
+        try:
+            if self._ended:
+                raise BlobUploadUnknown(f"upload {self.id} has ended")
+            yield self.writer
+        finally:
+            self.writer.close()
+            self._lock.release()
+
+
+class UploadSessions:
+    """The sessions of one process, each a file ``root/<id>``. May be used from any thread."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self._root = root
+        self._sessions: dict[str, UploadSession] = {}
+        self._lock = threading.Lock()
+
+    def start(self) -> str:
+        """Begin a session; return its id, which nobody can guess."""
+        session_id = uuid.uuid4().hex
+        writer = BlobWriter(self._root / session_id)
+        writer.close()
+        with self._lock:
+            self._sessions[session_id] = UploadSession(session_id, writer)
+        return session_id
+
+    def open(self, session_id: str) -> UploadSession | None:
+        """The session, or None when there is none of that id.
+
+        The first time after a restart of the process its file is read and hashed again.
+        """
+        if _ID.fullmatch(session_id) is None:
+            return None
+        with self._lock:
+            session = self._sessions.get(session_id)
+        if session is not None:
+            return session
+        try:
+            writer = BlobWriter.resume(self._root / session_id)
+        except FileNotFoundError:
+            return None
+        with self._lock:
+            # Of two that read the file at the same time the first one's session is everybody's.
+            return self._sessions.setdefault(session_id, UploadSession(session_id, writer))
+
+    def discard(self, session_id: str) -> bool:
+        """End a session and remove its file, if it is still here; whether there was a session."""
+        if _ID.fullmatch(session_id) is None:
+            return False
+        with self._lock:
+            session = self._sessions.pop(session_id, None)
+        if session is not None:
+            session.end()
+        try:
+            (self._root / session_id).unlink()
+        except FileNotFoundError:
+            return session is not None
+        return True
+
+    def expire(self, now: float, ttl: float) -> list[str]:
+        """Discard sessions to which nobody wrote for `ttl` seconds; `now` is seconds of the epoch.
+
+        Returns their ids. One that is being written to stays.
+        """
+        expired = []
+        for entry in os.scandir(self._root):
+            with suppress(FileNotFoundError):
+                if now - entry.stat().st_mtime < ttl or _ID.fullmatch(entry.name) is None:
+                    continue
+                with self._lock:
+                    session = self._sessions.get(entry.name)
+                if session is not None and session.busy:
+                    continue
+                self.discard(entry.name)
+                expired.append(entry.name)
+        return expired
