@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Listen, serve until told to stop, and drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import structlog
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from shoal.config.units import join_address, split_address
+from shoal.web.process import CannotListen, Stop, notify
+
+READ_BUFFER = 1024 * 1024
+"""Bytes of a request's body that wait for its handler; the sender waits beyond about twice that."""
+
+KEEP_ALIVE = 75.0
+"""Seconds after which a connection without a whole request is closed."""
+
+BACKLOG = 1024
+CANCEL_GRACE = 1.0
+"""Seconds that a request has to clean up after it was cancelled."""
+
+IN_FLIGHT = web.AppKey("shoal_in_flight", dict[asyncio.Task[Any], web.Request])
+"""The requests that an application is answering, by their tasks."""
+
+log = structlog.get_logger()
+
+
+class Listener(NamedTuple):
+    """An application, the address it is served on, and the config key of that address."""
+
+    app: web.Application
+    address: str
+    key: str = "listen"
+
+
+async def serve(
+    listeners: Sequence[Listener | tuple[web.Application, str]], *, stop: Stop, grace: float
+) -> None:
+    """Serve until `stop` is set; then refuse new connections and drain for `grace` seconds at most.
+
+    Tells systemd and the log when all listen. Raises `CannotListen`.
+    """
+    async with listening(listeners, grace=grace) as addresses:
+        log.info("listening", addresses=", ".join(addresses))
+        notify("READY=1")
+        await stop.wait()
+        notify("STOPPING=1")
+        log.info("stopping")
+
+
+@asynccontextmanager
+async def listening(
+    listeners: Sequence[Listener | tuple[web.Application, str]], *, grace: float
+) -> AsyncIterator[list[str]]:
+    """Serve while the block runs, then drain; gives the addresses, with the ports the system chose.
+
+    Raises `CannotListen`.
+    """
+    started: list[tuple[web.AppRunner, Listener]] = []
+    try:
+        for entry in listeners:
+            listener = Listener(*entry)
+            runner = web.AppRunner(
+                listener.app,
+                read_bufsize=READ_BUFFER,
+                keepalive_timeout=KEEP_ALIVE,
+                auto_decompress=False,
+                access_log=None,
+                logger=_http_log(),
+                shutdown_timeout=0.5,
+            )
+            started.append((runner, listener))
+            await runner.setup()
+            await _listen(runner, listener)
+        yield [_bound(runner) for runner, _ in started]
+    finally:
+        await _drain(started, grace)
+
+
+async def _listen(runner: web.AppRunner, listener: Listener) -> None:
+    host, port = split_address(listener.address)
+    try:
+        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+    except OSError as error:
+        raise CannotListen(listener.address, listener.key, error) from error
+
+
+def _bound(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    return join_address(host, port)
+
+
+async def _drain(started: Sequence[tuple[web.AppRunner, Listener]], grace: float) -> None:
+    for runner, _ in started:
+        for site in list(runner.sites):
+            await site.stop()
+    await asyncio.sleep(0)  # requests that are parsed already begin, and are drained like others
+    tasks = set()
+    for runner, listener in started:
+        requests = listener.app.get(IN_FLIGHT, {})
+        tasks |= set(requests)
+        _close_idle(runner, {request.transport for request in requests.values()})
+    if tasks:
+        _, late = await asyncio.wait(tasks, timeout=grace)
+        for task in late:
+            task.cancel()
+        if late:
+            log.warning("requests cancelled", count=len(late), after_s=grace)
+            await asyncio.wait(late, timeout=CANCEL_GRACE)
+    for runner, _ in started:
+        await runner.cleanup()
+
+
+def _close_idle(runner: web.AppRunner, active: set[asyncio.Transport | None]) -> None:
+    """Close connections that wait for a request; the others close after the one they have."""
+    if runner.server is None:
+        return
+    runner.server.pre_shutdown()
+    for connection in runner.server.connections:
+        if connection.transport not in active:
+            connection.force_close()
+
+
+class _OneLine(logging.Filter):
+    """What is not HTTP (a TLS hello, a scanner) is the sender's fault: one line, no traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            record.levelno, record.levelname = logging.INFO, "INFO"
+            record.msg = "not HTTP: request from %s refused: %s"
+            reason = error.message.splitlines()[0] if error.message else type(error).__name__
+            record.args = (*_first(record.args), reason)
+            record.exc_info = record.exc_text = None
+        return True
+
+
+def _first(args: object) -> tuple[object, ...]:
+    return args[:1] if isinstance(args, tuple) else ("?",)
+
+
+def _http_log() -> logging.Logger:
+    logger = logging.getLogger("shoal.http")
+    if not logger.filters:
+        logger.addFilter(_OneLine())
+    return logger
