@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The origin's HTTP API: translates between requests and the service, and decides nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from shoal.model.digest import Digest, InvalidDigest
+from shoal.model.errors import BadRequest, BlobUploadInvalid, DigestInvalid, NameInvalid
+from shoal.model.names import InvalidName, repository_name
+from shoal.origin.messages import (
+    LocationsAnswer,
+    MetainfoAnswer,
+    ReplicateAnswer,
+    ReplicateRequest,
+    StatAnswer,
+    StatRequest,
+)
+from shoal.origin.service import OriginService
+from shoal.origin.uploads import ChunkedUploads
+from shoal.swarm.peers import PeerInfo
+from shoal.web.bodies import send_blob
+from shoal.web.requests import deadline_of, read_json
+from shoal.web.server import application
+
+_CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d{1,18}|\*))?", re.ASCII)
+
+
+def origin_application(
+    service: OriginService,
+    uploads: ChunkedUploads,
+    peer: PeerInfo,
+    *,
+    readiness: Callable[[], Awaitable[list[str]]],
+    request_timeout: float,
+) -> web.Application:
+    """The application of one origin; `request_timeout` (seconds) is for callers that name none."""
+    app = application("origin", readiness=readiness, request_timeout=request_timeout)
+    _Public(service, uploads).add_to(app.router)
+    _Internal(service, peer).add_to(app.router)
+    return app
+
+
+class _Public:
+    """Paths as in Kraken. They answer for all origins, whichever is asked."""
+
+    def __init__(self, service: OriginService, uploads: ChunkedUploads) -> None:
+        self._service = service
+        self._uploads = uploads
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        # A namespace may hold slashes, plain or (as Kraken's clients send it) escaped.
+        blob = "/namespace/{namespace:.+}/blobs/{digest}"
+        router.add_post(f"{blob}/uploads", self.start)
+        router.add_patch(f"{blob}/uploads/{{upload}}", self.append)
+        router.add_put(f"{blob}/uploads/{{upload}}", self.finish)
+        router.add_get(blob, self.get)
+        router.add_put(blob, self.put)
+        router.add_get("/blobs/{digest}/locations", self.locations)
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        _namespace(request)
+        digest = _digest(request)
+        blob = await self._service.open(digest, deadline_of(request))
+        return await send_blob(request, blob, digest=digest)
+
+    async def put(self, request: web.Request) -> web.Response:
+        _namespace(request)
+        digest = _digest(request)
+        size, budget = request.content_length, _budget(request)
+        await self._service.upload(digest, _body(request), size, budget)
+        return _created(digest)
+
+    async def start(self, request: web.Request) -> web.Response:
+        _namespace(request)
+        _digest(request)
+        upload = await self._uploads.start()
+        return web.Response(
+            status=202, headers={"Location": f"{request.rel_url.raw_path}/{upload}"}
+        )
+
+    async def append(self, request: web.Request) -> web.Response:
+        _namespace(request)
+        digest, upload = _digest(request), request.match_info["upload"]
+        span = _content_range(request)
+        start = None if span is None else span[0]
+        size = await self._uploads.append(upload, digest, _body(request), start)
+        headers = {"Location": request.rel_url.raw_path, "Range": f"0-{max(0, size - 1)}"}
+        return web.Response(status=202, headers=headers)
+
+    async def finish(self, request: web.Request) -> web.Response:
+        _namespace(request)
+        digest, upload = _digest(request), request.match_info["upload"]
+        await self._uploads.finish(upload, digest, _body(request), _budget(request))
+        return _created(digest)
+
+    async def locations(self, request: web.Request) -> web.Response:
+        owners = self._service.owners(_digest(request))
+        response = _json(LocationsAnswer(owners))
+        response.headers["Origin-Locations"] = ",".join(owners)
+        return response
+
+
+class _Internal:
+    """Paths for other services of the cluster. They answer for this host alone."""
+
+    def __init__(self, service: OriginService, peer: PeerInfo) -> None:
+        self._service = service
+        self._peer = peer
+
+    def add_to(self, router: web.UrlDispatcher) -> None:
+        blob = "/internal/blobs/{digest}"
+        router.add_post("/internal/blobs/stat", self.stat)
+        router.add_get(f"{blob}/metainfo", self.metainfo)
+        router.add_post(f"{blob}/replicate", self.replicate)
+        router.add_get(blob, self.get)
+        router.add_put(blob, self.put)
+        router.add_get("/internal/peer", self.peer)
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        digest = _digest(request)
+        blob = await self._service.open_own(digest)
+        return await send_blob(request, blob, digest=digest)
+
+    async def put(self, request: web.Request) -> web.Response:
+        digest = _digest(request)
+        fresh = await self._service.store(digest, _body(request), request.content_length)
+        return web.Response(status=201 if fresh else 200)
+
+    async def stat(self, request: web.Request) -> web.Response:
+        asked = await read_json(request, StatRequest)
+        digests = [_parse_digest(text) for text in asked.digests]
+        sizes = await self._service.sizes(digests)
+        return _json(StatAnswer({str(digest): size for digest, size in sizes.items()}))
+
+    async def metainfo(self, request: web.Request) -> web.Response:
+        metainfo = await self._service.metainfo(_digest(request))
+        return _json(MetainfoAnswer(metainfo, self._peer))
+
+    async def replicate(self, request: web.Request) -> web.Response:
+        digest = _digest(request)
+        asked = await read_json(request, ReplicateRequest)
+        copied, failed = await self._service.replicate(digest, asked.to, deadline_of(request))
+        return _json(ReplicateAnswer(copied, failed))
+
+    async def peer(self, _request: web.Request) -> web.Response:
+        return _json(self._peer)
+
+
+def _body(request: web.Request) -> AsyncIterator[bytes]:
+    return request.content.iter_any()
+
+
+def _budget(request: web.Request) -> float:
+    """Seconds that the caller waits once its body is here: sending it is the caller's own time."""
+    return deadline_of(request).remaining()
+
+
+def _json(answer: msgspec.Struct) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+def _created(digest: Digest) -> web.Response:
+    return web.Response(status=201, headers={"Docker-Content-Digest": str(digest)})
+
+
+def _digest(request: web.Request) -> Digest:
+    return _parse_digest(request.match_info["digest"])
+
+
+def _parse_digest(text: str) -> Digest:
+    try:
+        return Digest.parse(text)
+    except InvalidDigest as error:
+        raise DigestInvalid(str(error)) from error
+
+
+def _namespace(request: web.Request) -> str:
+    """The namespace; it is checked, and so far chooses nothing: blobs are shared by all of them."""
+    try:
+        return repository_name(request.match_info["namespace"])
+    except InvalidName as error:
+        raise NameInvalid(str(error)) from error
+
+
+def _content_range(request: web.Request) -> tuple[int, int] | None:
+    """First and last byte of a chunk (both inclusive), if it says where it belongs."""
+    header = request.headers.get("Content-Range")
+    if header is None:
+        return None
+    match = _CONTENT_RANGE.fullmatch(header.strip())
+    if match is None:
+        raise BadRequest(
+            f"Content-Range is {header[:80]!r}, expected <first>-<last>, such as 0-1048575"
+        )
+    first, last = int(match[1]), int(match[2])
+    length = request.content_length
+    if last < first or (length is not None and last - first + 1 != length):
+        raise BlobUploadInvalid(f"Content-Range {header} does not fit a body of {length} bytes")
+    return first, last

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blobs on this origin's disk. A copy that is not whole is not a copy.
+
+Everything here blocks: call it in worker threads.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import structlog
+
+from shoal.model.digest import Digest, new_hasher
+from shoal.store.blobs import BlobStore, StoredBlob
+from shoal.swarm.metainfo import InvalidMetainfo, Metainfo, PieceHasher, piece_size_for
+
+METAINFO = "metainfo"
+"""Name of the sidecar that holds a blob's metainfo."""
+
+DAMAGED = ".damaged"
+"""Suffix of a copy that was set aside."""
+
+_READ = 1024 * 1024
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A copy that is as long as its metainfo says."""
+
+    blob: StoredBlob
+    metainfo: Metainfo
+
+
+class LocalBlobs:
+    """Finds whole copies, sets damaged ones aside, and takes in verified ones."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self._store = store
+        self._reading = threading.Lock()
+
+    def find(self, digest: Digest) -> Whole | None:
+        """The copy on this disk, or None when there is none or it turned out to be damaged."""
+        blob = self._store.stat(digest)
+        if blob is None:
+            return None
+        metainfo = self._metainfo(digest) or self._rebuild(digest)
+        if metainfo is None:
+            return None
+        if blob.size != metainfo.size:
+            blob = self._set_aside(digest, metainfo)
+        return None if blob is None else Whole(blob, metainfo)
+
+    def sizes(self, digests: Iterable[Digest]) -> dict[Digest, int]:
+        """Sizes of those that are here and whole."""
+        found = ((digest, self.find(digest)) for digest in digests)
+        return {digest: whole.metainfo.size for digest, whole in found if whole is not None}
+
+    def keep(self, file: Path, metainfo: Metainfo) -> StoredBlob:
+        """Move a verified file into place; when this returns, it is on stable storage."""
+        digest = Digest.parse(metainfo.digest)
+        return self._store.adopt(file, digest, {METAINFO: metainfo.encode()}, durable=True)
+
+    def _metainfo(self, digest: Digest) -> Metainfo | None:
+        data = self._store.sidecar(digest, METAINFO)
+        if data is None:
+            return None
+        try:
+            metainfo = Metainfo.decode(data)
+        except InvalidMetainfo as error:
+            log.warning("metainfo unreadable", digest=str(digest), error=str(error))
+            return None
+        return metainfo if metainfo.digest == str(digest) else None
+
+    def recheck(self, digest: Digest) -> bool:
+        """Read the whole copy again; set it aside, and return False, when it has another digest."""
+        with self._reading:
+            return self._measure(digest) is not None
+
+    def _rebuild(self, digest: Digest) -> Metainfo | None:
+        """Make a lost metainfo anew from the blob, if that still is what it should be."""
+        with self._reading:
+            metainfo = self._metainfo(digest) or self._measure(digest)
+            if metainfo is not None and self._store.sidecar(digest, METAINFO) is None:
+                self._store.write_sidecar(digest, METAINFO, metainfo.encode(), durable=True)
+                log.warning("metainfo rebuilt", digest=str(digest), size=metainfo.size)
+            return metainfo
+
+    def _measure(self, digest: Digest) -> Metainfo | None:
+        """The metainfo made from the copy; one with another digest is set aside."""
+        path = self._store.path(digest)
+        try:
+            with path.open("rb", buffering=0) as file:
+                metainfo = measure(file, digest.algorithm)
+                if metainfo.digest == str(digest):
+                    return metainfo
+                replaced = os.fstat(file.fileno()).st_ino != path.stat().st_ino
+        except FileNotFoundError:
+            return None
+        if replaced:
+            return self._metainfo(digest)  # A good copy took its place while this one was read.
+        log.error("set aside a damaged copy", digest=str(digest), found=metainfo.digest)
+        path.rename(damaged(path))
+        return None
+
+    def _set_aside(self, digest: Digest, metainfo: Metainfo) -> StoredBlob | None:
+        path = self._store.path(digest)
+        aside = damaged(path)
+        try:
+            os.rename(path, aside)
+            found = aside.stat().st_size
+        except FileNotFoundError:
+            return None
+        if found == metainfo.size:
+            # A good copy had taken the damaged one's place since its size was read.
+            os.rename(aside, path)
+            return self._store.stat(digest)
+        log.error(
+            "set aside a damaged copy", digest=str(digest), size=found, expected=metainfo.size
+        )
+        return None
+
+
+def damaged(path: Path) -> Path:
+    """Where a damaged copy is kept, out of every reader's way."""
+    return path.with_name(path.name + DAMAGED)
+
+
+def measure(file: FileIO, algorithm: str) -> Metainfo:
+    """Read an open file once, from its start: its digest, size and pieces."""
+    hasher = new_hasher(algorithm)
+    buffer = memoryview(bytearray(_READ))
+    pieces = PieceHasher(piece_size_for(os.fstat(file.fileno()).st_size))
+    size = 0
+    while count := file.readinto(buffer):
+        hasher.update(buffer[:count])
+        pieces.update(buffer[:count])
+        size += count
+    digest = f"{algorithm}:{hasher.hexdigest()}"
+    return Metainfo(digest, size, pieces.piece_size, pieces.finish())

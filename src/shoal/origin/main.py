@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``shoal origin``: wires the origin together and runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+from shoal.config.load import Loaded
+from shoal.config.units import split_address
+from shoal.model.digest import Digest
+from shoal.origin.api import origin_application
+from shoal.origin.client import OriginCluster
+from shoal.origin.config import OriginConfig
+from shoal.origin.local import LocalBlobs
+from shoal.origin.readiness import Readiness
+from shoal.origin.receiving import Receiver
+from shoal.origin.seeding import OwnersShare, SeededBlobs
+from shoal.origin.service import OriginService
+from shoal.origin.uploads import ChunkedUploads
+from shoal.store.blobs import BlobStore
+from shoal.store.threads import in_thread
+from shoal.store.uploads import UploadSessions
+from shoal.swarm.node import SwarmNode
+from shoal.swarm.peers import PeerInfo, new_peer_id
+from shoal.web.client import HttpClient
+from shoal.web.logs import configure
+from shoal.web.process import CannotListen
+from shoal.web.server import Stop, run, serve
+
+EXPIRY_INTERVAL = 600.0
+"""Seconds between looks for uploads that nobody continues."""
+
+
+def main(loaded: Loaded[OriginConfig]) -> None:
+    """Run one origin in the foreground until it is told to stop."""
+    config = loaded.value
+    configure(config.log, "origin")
+
+    async def origin(stop: Stop) -> None:
+        await _serve(config, stop)
+
+    # Plain asyncio: what an origin does most is sendfile, which needs no other loop.
+    run(origin, loop="asyncio")
+
+
+async def _serve(config: OriginConfig, stop: Stop) -> None:
+    http = HttpClient(user_agent="shoal-origin")
+    cluster = OriginCluster(http, config.origins)
+    store = await in_thread(BlobStore, config.data_dir)
+    sessions = await in_thread(UploadSessions, config.data_dir / "uploads")
+    local = LocalBlobs(store)
+    receiver = Receiver(store, idle_timeout=config.idle_timeout, max_blob=config.max_blob)
+    service = OriginService(config.member, local, receiver, cluster)
+    uploads = ChunkedUploads(sessions, receiver, service)
+
+    def forget(digest: Digest) -> None:
+        node.remove(digest)
+
+    seeded = SeededBlobs(local, forget)
+    plan = OwnersShare(config.member, cluster.owners)
+    node = SwarmNode(config.peer, _peer(config), seeded, seeding=plan)
+    readiness = Readiness(config, lambda: node.listening)
+    app = origin_application(
+        service,
+        uploads,
+        node.peer,
+        readiness=readiness.missing,
+        request_timeout=config.request_timeout,
+    )
+    expiry = asyncio.create_task(_expire(uploads, config.upload_ttl), name="expiry of uploads")
+    try:
+        await _listen_to_peers(node, config)
+        await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
+    finally:
+        expiry.cancel()
+        with suppress(asyncio.CancelledError):
+            await expiry
+        # Uploads were acknowledged at the write quorum; the copies beyond it get their time, too.
+        await cluster.drain(config.shutdown_grace / 2)
+        await node.stop()
+        await seeded.close()
+        await http.close()
+
+
+async def _listen_to_peers(node: SwarmNode, config: OriginConfig) -> None:
+    try:
+        await node.start()
+    except OSError as error:
+        raise CannotListen(config.peer.listen, "peer.listen", error) from error
+
+
+def _peer(config: OriginConfig) -> PeerInfo:
+    host, port = split_address(config.peer.advertise or config.peer.listen)
+    return PeerInfo(new_peer_id(), host, port, config.zone, origin=True)
+
+
+async def _expire(uploads: ChunkedUploads, ttl: float) -> None:
+    while True:
+        await asyncio.sleep(EXPIRY_INTERVAL)
+        await uploads.expire(time.time(), ttl)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking in a blob: hashed and written while it comes, verified before anyone can see it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.model.digest import Digest
+from shoal.model.errors import DigestInvalid, SizeInvalid, TooLarge, Unavailable
+from shoal.origin.local import measure
+from shoal.store.blobs import BlobStore
+from shoal.store.ingest import Stalled, ingest
+from shoal.store.threads import in_thread, submit
+from shoal.store.writer import BlobWriter
+from shoal.swarm.metainfo import Metainfo, PieceHasher, piece_size_for
+
+SYNC_EVERY = 32 * 1024 * 1024
+"""Bytes after which what was written is sent to the disk, so that the last fsync waits for less."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A verified blob in a temp file, which its receiver keeps or discards."""
+
+    file: Path
+    metainfo: Metainfo
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self.metainfo.size
+
+    def discard(self) -> None:
+        """Remove the temp file, unless it was moved into place. Blocks."""
+        self.file.unlink(missing_ok=True)
+
+
+class Receiver:
+    """Receives blobs into temp files of the store."""
+
+    def __init__(self, store: BlobStore, *, idle_timeout: float, max_blob: int) -> None:
+        """`idle_timeout` in seconds; `max_blob` in bytes, 0 for no limit."""
+        self._store = store
+        self._idle_timeout = idle_timeout
+        self._max_blob = max_blob
+
+    async def receive(
+        self, digest: Digest, source: AsyncIterator[bytes], size: int | None
+    ) -> Received:
+        """Take a whole blob whose digest is known; its size too, when it was announced.
+
+        With the size, the pieces are hashed in the same pass; without it, afterwards. On any error
+        nothing is kept. Raises `DigestInvalid`, `SizeInvalid`, `TooLarge`, `Stalled`, `Unavailable`
+        (the disk is full) and what the source raises.
+        """
+        if size is not None and self._max_blob and size > self._max_blob:
+            raise TooLarge(f"{digest}: {size} bytes; this origin takes at most {self._max_blob}")
+        pieces = None if size is None else PieceHasher(piece_size_for(size))
+        writer = await in_thread(BlobWriter, self._store.temp(), digest.algorithm, pieces)
+        try:
+            await self.take(digest, source, writer)
+            if size is not None and writer.size != size:
+                raise SizeInvalid(f"{digest}: {size} bytes announced, {writer.size} came")
+            return await in_thread(_verified, digest, writer, writer.path, pieces)
+        except BaseException:
+            await asyncio.shield(submit(writer.discard))
+            raise
+
+    async def detach(self, digest: Digest, writer: BlobWriter) -> Received:
+        """Take a session's file out of it when it has the digest; its pieces are hashed now.
+
+        Raises `DigestInvalid`; the file then stays the session's.
+        """
+        return await in_thread(_verified, digest, writer, self._store.temp(), None)
+
+    async def skip(self, source: AsyncIterator[bytes]) -> None:
+        """Let a body pass that is not needed. Raises `Stalled` and what the source raises."""
+        try:
+            while True:
+                async with asyncio.timeout(self._idle_timeout):
+                    if await anext(source, None) is None:
+                        return
+        except TimeoutError as error:
+            raise Stalled(f"no byte came for {self._idle_timeout:g} s") from error
+
+    async def take(self, digest: Digest, source: AsyncIterator[bytes], writer: BlobWriter) -> None:
+        """Append what comes to the writer. Raises as `receive` does, but checks no digest."""
+        early = _EarlySync(source, writer)
+        limit = self._max_blob - writer.size if self._max_blob else None
+        with refusing_when_full(digest):
+            try:
+                await ingest(early.chunks(), writer, limit=limit, idle_timeout=self._idle_timeout)
+            finally:
+                await early.settle()
+
+
+def _verified(
+    digest: Digest, writer: BlobWriter, file: Path, pieces: PieceHasher | None
+) -> Received:
+    """The writer's file, renamed to `file`, when it has the digest."""
+    found = writer.digest(digest.algorithm)
+    writer.close()
+    if found != digest:
+        raise DigestInvalid(
+            f"the {writer.size} bytes that came have the digest {found}, not {digest}",
+            detail={"expected": str(digest), "found": str(found), "size": writer.size},
+        )
+    if pieces is None:
+        with writer.path.open("rb", buffering=0) as written:
+            metainfo = measure(written, digest.algorithm)
+    else:
+        metainfo = Metainfo(str(digest), writer.size, pieces.piece_size, pieces.finish())
+    writer.path.rename(file)
+    return Received(file, metainfo)
+
+
+class _EarlySync:
+    """Syncs a file every `SYNC_EVERY` bytes while the chunks for it pass by."""
+
+    def __init__(self, source: AsyncIterator[bytes], writer: BlobWriter) -> None:
+        self._source = source
+        self._writer = writer
+        self._running: asyncio.Future[None] | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The source's chunks."""
+        unsynced = 0
+        async for chunk in self._source:
+            yield chunk
+            unsynced += len(chunk)
+            if unsynced >= SYNC_EVERY and (self._running is None or self._running.done()):
+                await self.settle()
+                self._running = submit(self._writer.sync)
+                unsynced = 0
+
+    async def settle(self) -> None:
+        """Wait for the sync under way. The disk tells an error once, so it must be raised here."""
+        running, self._running = self._running, None
+        if running is not None:
+            await running
+
+
+@contextmanager
+def refusing_when_full(digest: Digest) -> Iterator[None]:
+    """A full disk becomes an answer that says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise Unavailable(
+            f"{digest}: no room on this origin's disk ({error.strerror}); nothing was kept",
+            retry_after=30,
+        ) from error
