@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How other services call the build-index."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from shoal.model.digest import Digest, InvalidDigest
+from shoal.model.errors import (
+    ApiError,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameInvalid,
+    NameUnknown,
+    TagInvalid,
+)
+from shoal.ring.config import HostsConfig
+from shoal.ring.health import Health
+from shoal.web.client import Answer, HttpClient
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
+
+READ_TIMEOUT = 5.0
+"""Seconds for one build-index to look up a tag; then the next one is asked."""
+
+READINESS_TIMEOUT = 2.0
+
+_ERRORS: dict[str, type[ApiError]] = {
+    error.code: error
+    for error in (
+        DigestInvalid,
+        ManifestBlobUnknown,
+        ManifestInvalid,
+        NameInvalid,
+        NameUnknown,
+        TagInvalid,
+    )
+}
+"""Answers of the build-index that are the caller's own answers to its client."""
+
+
+class BuildIndexClient:
+    """All build-indexes of the cluster as one. The first that answers is asked; it has all tags.
+
+    Every method raises `shoal.web.failures.CallFailed` when no build-index could answer within the
+    deadline: `Unreachable` or `Overloaded` of the last one tried.
+    """
+
+    def __init__(
+        self,
+        http: HttpClient,
+        config: HostsConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._http = http
+        self._hosts = list(config.hosts)
+        self._clock = clock
+        self._health = Health()
+        self._suspects: set[str] = set()
+
+    async def put_tag(
+        self,
+        repository: str,
+        tag: str,
+        digest: Digest,
+        manifest: bytes | None,
+        media_type: str | None,
+        *,
+        deadline: Deadline,
+    ) -> None:
+        """Point the tag to the manifest; without its bytes, the build-index reads them itself.
+
+        Raises `ManifestBlobUnknown`, `ManifestInvalid` or `DigestInvalid`; the tag is then as it
+        was.
+        """
+        path = f"/tags/{_escape(f'{repository}:{tag}')}/digest/{digest}"
+        await self._send("PUT", path, manifest, media_type, deadline)
+
+    async def check(
+        self,
+        repository: str,
+        digest: Digest,
+        manifest: bytes | None,
+        media_type: str | None,
+        *,
+        deadline: Deadline,
+    ) -> None:
+        """Only check that everything the manifest needs is there; raises as `put_tag`."""
+        path = f"/manifests/{_escape(repository)}/{digest}/check"
+        await self._send("POST", path, manifest, media_type, deadline)
+
+    async def get_tag(self, repository: str, tag: str, *, deadline: Deadline) -> Digest | None:
+        """The digest that the tag points to, or None: there is no such tag.
+
+        Before it says None it asks the other build-indexes that are not known to be down.
+        """
+        path = f"/tags/{_escape(f'{repository}:{tag}')}"
+        unknown = False
+        last: CallFailed = _nobody("GET", path)
+        hosts = self._ordered()
+        for position, host in enumerate(hosts):
+            if unknown and host in self._suspects:
+                continue
+            share = _share(deadline, hosts, position).at_most(READ_TIMEOUT)
+            try:
+                return _tagged(await self._call(host, "GET", path, share))
+            except (NotFound, Rejected) as error:
+                if error.code != ManifestUnknown.code:
+                    _raise_answer(error)
+                    last = error
+                unknown = unknown or error.code == ManifestUnknown.code
+            except (Unreachable, Overloaded) as error:
+                last = error
+        if unknown:
+            return None
+        raise last
+
+    async def tags(
+        self, repository: str, n: int | None = None, last: str = "", *, deadline: Deadline
+    ) -> list[str]:
+        """At most `n` tags (None: all) after `last`, in ASCII order; raises `NameUnknown`."""
+        path = f"/repositories/{_escape(repository)}/tags"
+        return await self._list(path, n, last, deadline)
+
+    async def repositories(
+        self, n: int | None = None, last: str = "", *, deadline: Deadline
+    ) -> list[str]:
+        """At most `n` repositories that have a tag (None: all) after `last`, in ASCII order."""
+        return await self._list("/repositories", n, last, deadline)
+
+    async def readiness(self) -> list[str]:
+        """Nothing if a build-index is alive; else each of them and why it is not."""
+
+        async def why_silent(host: str) -> str | None:
+            try:
+                await self._call(host, "GET", "/health", Deadline.after(READINESS_TIMEOUT))
+            except CallFailed as error:
+                return f"build-index {host}: {error.detail}"
+            return None
+
+        answers = await asyncio.gather(*map(why_silent, self._hosts))
+        return [] if None in answers else [answer for answer in answers if answer]
+
+    async def _list(self, path: str, n: int | None, last: str, deadline: Deadline) -> list[str]:
+        names: list[str] = []
+        while n is None or len(names) < n:
+            params = {"last": last}
+            if n is not None:
+                params["n"] = str(n - len(names))
+            answer = await self._ask_any("GET", path, deadline, params=params)
+            found, more = _page(answer)
+            names += found
+            if not more or not found:
+                break
+            last = found[-1]
+        return names
+
+    async def _send(
+        self, method: str, path: str, body: bytes | None, media_type: str | None, deadline: Deadline
+    ) -> None:
+        headers = {"Content-Type": media_type} if media_type and body is not None else None
+        await self._ask_any(method, path, deadline, data=body, headers=headers)
+
+    async def _ask_any(self, method: str, path: str, deadline: Deadline, **request: Any) -> Answer:
+        last: CallFailed = _nobody(method, path)
+        hosts = self._ordered()
+        for position, host in enumerate(hosts):
+            share = _share(deadline, hosts, position)
+            try:
+                return await self._call(host, method, path, share, **request)
+            except (NotFound, Rejected) as error:
+                _raise_answer(error)
+                last = error
+            except (Unreachable, Overloaded) as error:
+                last = error
+        raise last
+
+    async def _call(
+        self, host: str, method: str, path: str, deadline: Deadline, **request: Any
+    ) -> Answer:
+        try:
+            answer = await self._http.call(
+                method, f"http://{host}{path}", deadline=deadline, **request
+            )
+        except (Unreachable, Overloaded):
+            self._health.failed(host, self._clock())
+            self._suspects.add(host)
+            raise
+        self._health.ok(host, self._clock())
+        self._suspects.discard(host)
+        return answer
+
+    def _ordered(self) -> list[str]:
+        return self._health.order(self._hosts, self._clock())
+
+
+class _Names(msgspec.Struct):
+    more: bool
+    tags: list[str] = []
+    repositories: list[str] = []
+
+
+def _page(answer: Answer) -> tuple[list[str], bool]:
+    page = answer.decode(_Names)
+    return page.tags or page.repositories, page.more
+
+
+def _tagged(answer: Answer) -> Digest:
+    try:
+        return Digest.parse(answer.body.decode("ascii", "replace"))
+    except InvalidDigest as error:
+        raise Unreachable("GET", answer.url, str(error), status=200) from error
+
+
+def _raise_answer(error: CallFailed) -> None:
+    """Raise what the build-index said, if it is an answer to the caller's question."""
+    known = _ERRORS.get(error.code or "")
+    if known is not None:
+        said = error.body["errors"][0]
+        raise known(str(said.get("message", error.detail)), detail=said.get("detail")) from error
+
+
+def _share(deadline: Deadline, hosts: list[str], position: int) -> Deadline:
+    """An equal part of the time left for each host that may still have to be asked."""
+    return deadline.at_most(deadline.remaining() / (len(hosts) - position))
+
+
+def _nobody(method: str, path: str) -> CallFailed:
+    return Unreachable(method, path, "no build-index is configured")
+
+
+def _escape(text: str) -> str:
+    return quote(text, safe="")

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a manifest needs: a walk over the manifest and its children that does no I/O.
+
+An image needs its config, its layers (not the foreign ones) and itself; an index needs its children
+and all that they need, and itself. A manifest's ``subject`` may be missing (distribution-spec,
+"Pushing manifests with subject") and is no dependency. The caller reads the manifests that the walk
+asks for and feeds them to it, so that reading, retrying and deciding about absent children stay its
+own business.
+"""
+
+from __future__ import annotations
+
+from shoal.model.digest import Digest
+from shoal.model.manifest import Descriptor, InvalidManifest, Manifest, parse_manifest
+from shoal.model.media_types import MANIFEST_TYPES
+
+MAX_DEPENDENCIES = 10_000
+MAX_DEPTH = 8
+"""Manifests on the longest way from the tagged one to a leaf, both included."""
+
+
+class DependencyWalk:
+    """Collects the dependencies of one manifest, breadth first, each digest once.
+
+    `pending` names the manifests to read next; `feed` takes one that was read, `absent` one that is
+    not to be had. The walk is over when nothing is pending.
+    """
+
+    def __init__(
+        self, root: Digest, *, max_count: int = MAX_DEPENDENCIES, max_depth: int = MAX_DEPTH
+    ) -> None:
+        self._root = root
+        self._max_count = max_count
+        self._max_depth = max_depth
+        self._digests: dict[Digest, None] = {root: None}
+        self._manifest_types: dict[Digest, str | None] = {root: None}
+        self._depths: dict[Digest, int] = {root: 1}
+        self._pending: dict[Digest, None] = {root: None}
+
+    @property
+    def digests(self) -> list[Digest]:
+        """Every digest found so far, the root first: manifests and blobs, in order of discovery."""
+        return list(self._digests)
+
+    @property
+    def pending(self) -> list[Digest]:
+        """Manifests to be read, in the order in which they were found."""
+        return list(self._pending)
+
+    def feed(self, digest: Digest, body: bytes, content_type: str | None = None) -> Manifest:
+        """Take the bytes of a pending manifest (verified against its digest by the caller).
+
+        `content_type` is the header that came with the root; a child must be what its parent calls
+        it. Raises `InvalidManifest` when the document is none, or a bound is exceeded.
+        """
+        del self._pending[digest]
+        try:
+            manifest = parse_manifest(body, self._manifest_types[digest] or content_type)
+        except InvalidManifest as error:
+            if digest == self._root:
+                raise
+            raise InvalidManifest(f"child manifest {digest}: {error}") from error
+        depth = self._depths[digest] + 1
+        for child in manifest.children:
+            self._add_child(child, depth)
+        for blob in manifest.blobs():
+            self._add(blob.digest)
+        return manifest
+
+    def absent(self, digest: Digest) -> None:
+        """Go on without a pending manifest; it stays one of the dependencies."""
+        del self._pending[digest]
+
+    def _add_child(self, child: Descriptor, depth: int) -> None:
+        self._add(child.digest)
+        if child.media_type not in MANIFEST_TYPES:
+            # An index may list other content, as build caches do. It must be there, that is all.
+            return
+        if child.digest in self._manifest_types:
+            known = self._manifest_types[child.digest]
+            if known not in (None, child.media_type):
+                raise InvalidManifest(
+                    f"{child.digest} is listed as {known} and as {child.media_type}"
+                )
+            return
+        if depth > self._max_depth:
+            raise InvalidManifest(f"indexes are nested more than {self._max_depth} deep")
+        self._manifest_types[child.digest] = child.media_type
+        self._depths[child.digest] = depth
+        self._pending[child.digest] = None
+
+    def _add(self, digest: Digest) -> None:
+        self._digests[digest] = None
+        if len(self._digests) > self._max_count:
+            raise InvalidManifest(f"the manifest needs more than {self._max_count} blobs")
