@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``shoal tracker``: wires the tracker together and runs it."""
+
+from __future__ import annotations
+
+from shoal.config.load import Loaded
+from shoal.origin.client import OriginCluster
+from shoal.tracker.api import Api
+from shoal.tracker.config import TrackerConfig
+from shoal.tracker.metainfos import Metainfos
+from shoal.tracker.metrics import export
+from shoal.tracker.origins import OriginWatch
+from shoal.tracker.service import Tracker
+from shoal.tracker.swarms import Swarms
+from shoal.web.client import HttpClient
+from shoal.web.logs import configure
+from shoal.web.server import Stop, application, run, serve
+
+
+def main(loaded: Loaded[TrackerConfig]) -> None:
+    """Run one tracker in the foreground until it is told to stop."""
+    config = loaded.value
+    configure(config.log, "tracker")
+
+    async def tracker(stop: Stop) -> None:
+        await _serve(config, stop)
+
+    run(tracker, loop="uvloop")
+
+
+async def _serve(config: TrackerConfig, stop: Stop) -> None:
+    http = HttpClient(user_agent="shoal-tracker")
+    ring = config.origins
+    watch = OriginWatch(http, ring.hosts)
+    metainfos = Metainfos(
+        OriginCluster(http, ring),
+        max_bytes=config.metainfo_cache,
+        timeout=config.metainfo_timeout,
+        refresh=config.origin_refresh,
+        owners=min(ring.replicas, len(ring.hosts)),
+    )
+    swarms = Swarms(peer_ttl=config.peer_ttl, handout=config.handout)
+    tracker = Tracker(swarms, metainfos, watch, announce_interval=config.announce_interval)
+    export(swarms, metainfos)
+    app = application(
+        "tracker", readiness=tracker.readiness, request_timeout=config.request_timeout
+    )
+    Api(tracker).add_routes(app)
+    await watch.start()
+    try:
+        await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
+    finally:
+        await watch.stop()
+        await metainfos.close()
+        await http.close()

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metainfos in memory, and which origins have each blob.
+
+However many peers join at once, the origins are asked once. What is known is answered at once and
+refreshed behind the caller's back. "Not there" is not remembered at all, and an answer of "not
+there" to a question from before the caller came is not taken: a push that was acknowledged is seen
+by the next join.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from shoal.model.digest import Digest
+from shoal.model.errors import BlobUnknown, Unavailable
+from shoal.origin.client import Located
+from shoal.swarm.peers import PeerInfo
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed
+
+RETRY = 5.0
+"""Seconds after which origins are asked again when not all owners are known to have the blob."""
+
+MAX_PREPARING = 64
+"""Questions under way at which announces ask no further ones; joins always ask."""
+
+OVERHEAD = 1024
+"""Bytes that an entry takes beside its metainfo."""
+
+log = structlog.get_logger()
+
+
+class Source(Protocol):
+    """Where metainfos come from; `shoal.origin.client.OriginCluster` is one."""
+
+    async def metainfo(self, digest: Digest, *, deadline: Deadline) -> Located | None: ...
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is known of one blob."""
+
+    encoded: bytes
+    """The metainfo as JSON, ready to be put into an answer."""
+
+    origins: tuple[PeerInfo, ...]
+    """The origins that had the blob when they were last asked."""
+
+    ask_again: float
+    """When they are to be asked the next time."""
+
+    @property
+    def bytes(self) -> int:
+        return len(self.encoded) + OVERHEAD
+
+
+class Metainfos:
+    """A cache bounded in bytes; what was used longest ago goes first."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        max_bytes: int,
+        timeout: float,
+        refresh: float,
+        owners: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`owners` is the number of origins that should have a blob."""
+        self._source = source
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._refresh = refresh
+        self._owners = owners
+        self._clock = clock
+        self._entries: OrderedDict[Digest, Entry] = OrderedDict()
+        self._bytes = 0
+        self._asking: dict[Digest, asyncio.Task[Entry | CallFailed | None]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in use."""
+        return self._bytes
+
+    async def get(self, digest: Digest, *, deadline: Deadline, elsewhere: bool = False) -> Entry:
+        """The blob's metainfo and origins.
+
+        `elsewhere` says that agents have the blob, so that a metainfo is of use even if no origin
+        is known to have the blob any more. Raises `BlobUnknown` when all origins answered that it
+        is not there, `Unavailable` when that could not be found out within the deadline.
+        """
+        entry = self.peek(digest)
+        if entry is not None and (entry.origins or elsewhere):
+            return entry
+        before = self._asking.get(digest)
+        if before is not None:
+            answer = await self._answer(before, digest, deadline)
+            if answer is not None:
+                return answer
+        answer = await self._answer(self._ask(digest), digest, deadline)
+        if answer is None:
+            raise BlobUnknown(f"no origin has {digest}: all of them were asked")
+        return answer
+
+    def peek(self, digest: Digest) -> Entry | None:
+        """What is known now, without waiting; refreshed in the background when it is old."""
+        entry = self._entries.get(digest)
+        if entry is not None:
+            self._entries.move_to_end(digest)
+            if self._clock() >= entry.ask_again:
+                _ = self._ask(digest)
+        return entry
+
+    def prepare(self, digest: Digest) -> Entry | None:
+        """As `peek`; a blob that is not known is asked about in the background.
+
+        Not if many questions are under way: a later announce will ask.
+        """
+        entry = self.peek(digest)
+        if entry is None and len(self._asking) < MAX_PREPARING:
+            _ = self._ask(digest)
+        return entry
+
+    async def close(self) -> None:
+        """End the questions under way."""
+        tasks = list(self._asking.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _answer(
+        self, asking: asyncio.Task[Entry | CallFailed | None], digest: Digest, deadline: Deadline
+    ) -> Entry | None:
+        await asyncio.wait({asking}, timeout=deadline.remaining())
+        if not asking.done() or asking.cancelled():
+            raise Unavailable(f"the origins did not say in time whether they have {digest}")
+        answer = asking.result()
+        if isinstance(answer, CallFailed):
+            raise Unavailable(
+                f"cannot tell whether the origins have {digest}: {answer}; try again"
+            ) from answer
+        return answer
+
+    def _ask(self, digest: Digest) -> asyncio.Task[Entry | CallFailed | None]:
+        """Ask the origins; only one question about a blob is under way at a time."""
+        asking = self._asking.get(digest)
+        if asking is None:
+            asking = asyncio.create_task(self._fetch(digest), name=f"metainfo of {digest}")
+            self._asking[digest] = asking
+        return asking
+
+    async def _fetch(self, digest: Digest) -> Entry | CallFailed | None:
+        try:
+            located = await self._source.metainfo(digest, deadline=Deadline.after(self._timeout))
+        except CallFailed as error:
+            self._could_not_ask(digest, error)
+            return error
+        finally:
+            del self._asking[digest]
+        if located is None:
+            self._not_there(digest)
+            return None
+        return self._keep(digest, located)
+
+    def _keep(self, digest: Digest, located: Located) -> Entry:
+        all_there = len(located.peers) >= self._owners
+        wait = self._refresh if all_there else min(self._refresh, RETRY)
+        entry = Entry(located.metainfo.encode(), tuple(located.peers), self._clock() + wait)
+        self._drop(digest)
+        self._entries[digest] = entry
+        self._bytes += entry.bytes
+        while self._bytes > self._max_bytes and len(self._entries) > 1:
+            self._drop(next(iter(self._entries)))
+        return entry
+
+    def _could_not_ask(self, digest: Digest, error: CallFailed) -> None:
+        entry = self._entries.get(digest)
+        if entry is not None:
+            entry.ask_again = self._clock() + min(self._refresh, RETRY)
+            log.warning("could not refresh origins", digest=str(digest), error=str(error))
+
+    def _not_there(self, digest: Digest) -> None:
+        """The metainfo stays true as long as agents have the blob."""
+        entry = self._entries.get(digest)
+        if entry is not None:
+            entry.origins = ()
+            entry.ask_again = self._clock() + min(self._refresh, RETRY)
+
+    def _drop(self, digest: Digest) -> None:
+        entry = self._entries.pop(digest, None)
+        if entry is not None:
+            self._bytes -= entry.bytes

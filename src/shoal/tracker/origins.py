@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which origins answer, and under which peer id.
+
+An origin that is down is not handed out while another one has the blob, and one that restarted is
+handed out as the peer that it is now, without asking anew about every blob.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from shoal.swarm.peers import PeerInfo
+from shoal.web.client import HttpClient
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed
+
+INTERVAL = 3.0
+"""Seconds between two questions to one origin."""
+
+TIMEOUT = 2.0
+
+log = structlog.get_logger()
+
+
+class OriginWatch:
+    """Asks each origin at intervals which peer it is."""
+
+    def __init__(self, http: HttpClient, hosts: Sequence[str]) -> None:
+        self._http = http
+        self._hosts = list(hosts)
+        self._peers: dict[str, PeerInfo] = {}
+        self._by_address: dict[tuple[str, int], PeerInfo] = {}
+        self._silent: dict[str, str] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Ask each origin once, then go on in the background."""
+        await self.ask()
+        self._tasks = [
+            asyncio.create_task(self._watch(host), name=f"watch {host}") for host in self._hosts
+        ]
+
+    async def stop(self) -> None:
+        """End the questions."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def ask(self) -> None:
+        """Ask each origin now."""
+        await asyncio.gather(*(self._ask(host) for host in self._hosts))
+
+    def silent(self) -> dict[str, str]:
+        """The origins that did not answer the last time, and why."""
+        return dict(self._silent)
+
+    def reachable(self) -> bool:
+        """Whether an origin answered the last time."""
+        return len(self._silent) < len(self._hosts)
+
+    def alive(self, origins: Iterable[PeerInfo]) -> list[PeerInfo]:
+        """The origins as they are now, without those that are down; all of them when all are."""
+        now = [self._by_address.get((origin.host, origin.port), origin) for origin in origins]
+        down = {self._peers[host] for host in self._silent if host in self._peers}
+        return [origin for origin in now if origin not in down] or now
+
+    async def _watch(self, host: str) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL)
+            await self._ask(host)
+
+    async def _ask(self, host: str) -> None:
+        url = f"http://{host}/internal/peer"
+        try:
+            answer = await self._http.call("GET", url, deadline=Deadline.after(TIMEOUT))
+            peer = answer.decode(PeerInfo)
+        except CallFailed as error:
+            self._failed(host, error.detail)
+        else:
+            self._answered(host, peer)
+
+    def _failed(self, host: str, why: str) -> None:
+        if host not in self._silent:
+            log.warning("origin does not answer", origin=host, error=why)
+        self._silent[host] = why
+
+    def _answered(self, host: str, peer: PeerInfo) -> None:
+        if self._silent.pop(host, None) is not None:
+            log.info("origin answers again", origin=host)
+        before = self._peers.get(host)
+        if before is not None and before != peer:
+            self._by_address.pop((before.host, before.port), None)
+        self._peers[host] = peer
+        self._by_address[peer.host, peer.port] = peer

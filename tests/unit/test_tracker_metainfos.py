@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shoal.model.digest import Digest
+from shoal.model.errors import BlobUnknown, Unavailable
+from shoal.origin.client import Located
+from shoal.swarm.metainfo import Metainfo, metainfo_of
+from shoal.swarm.peers import PeerInfo
+from shoal.tracker.metainfos import MAX_PREPARING, OVERHEAD, RETRY, Metainfos
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed, Unreachable
+
+ORIGINS = [PeerInfo(f"{n:032x}", f"origin-{n}", 5003, origin=True) for n in range(3)]
+BLOB = metainfo_of(b"blob")
+DIGEST = Digest.parse(BLOB.digest)
+DOWN = Unreachable("GET", "http://origin-0/", "refused")
+
+
+class FakeOrigins:
+    """Answers each question with the next outcome, once `release` is called for it."""
+
+    def __init__(self) -> None:
+        self.digests: list[Digest] = []
+        self._questions: asyncio.Queue[asyncio.Future[Located | None]] = asyncio.Queue()
+
+    @property
+    def asked(self) -> int:
+        return len(self.digests)
+
+    async def metainfo(self, digest: Digest, *, deadline: Deadline) -> Located | None:
+        self.digests.append(digest)
+        question: asyncio.Future[Located | None] = asyncio.get_running_loop().create_future()
+        self._questions.put_nowait(question)
+        async with asyncio.timeout(deadline.remaining()):
+            return await question
+
+    async def answer(self, outcome: Located | CallFailed | None) -> None:
+        """Answer the oldest open question; waits until there is one."""
+        async with asyncio.timeout(5):
+            question = await self._questions.get()
+        if isinstance(outcome, CallFailed):
+            question.set_exception(outcome)
+        else:
+            question.set_result(outcome)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def located(metainfo: Metainfo = BLOB, origins: int = 3) -> Located:
+    return Located(metainfo, ORIGINS[:origins])
+
+
+@pytest.fixture
+def origins() -> FakeOrigins:
+    return FakeOrigins()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def metainfos(origins: FakeOrigins, clock: Clock) -> Metainfos:
+    return Metainfos(
+        origins, max_bytes=1024 * 1024, timeout=5.0, refresh=30.0, owners=3, clock=clock
+    )
+
+
+def soon() -> Deadline:
+    return Deadline.after(5.0)
+
+
+async def known(metainfos: Metainfos, origins: FakeOrigins, what: Located | None = None) -> None:
+    getting = asyncio.create_task(metainfos.get(DIGEST, deadline=soon()))
+    await origins.answer(what or located())
+    await getting
+
+
+async def settle() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_thousand_that_ask_at_once_are_one_question(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    getting = [asyncio.create_task(metainfos.get(DIGEST, deadline=soon())) for _ in range(1000)]
+    await settle()
+    await origins.answer(located())
+    entries = await asyncio.gather(*getting)
+    assert origins.asked == 1
+    assert {entry.encoded for entry in entries} == {BLOB.encode()}
+    assert entries[0].origins == tuple(ORIGINS)
+    await metainfos.get(DIGEST, deadline=soon())
+    assert origins.asked == 1
+
+
+async def test_a_blob_that_all_origins_lack_is_unknown_and_asked_for_again(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    getting = asyncio.create_task(metainfos.get(DIGEST, deadline=soon()))
+    await origins.answer(None)
+    with pytest.raises(BlobUnknown, match=str(DIGEST)):
+        await getting
+    await known(metainfos, origins)
+    assert origins.asked == 2
+
+
+async def test_who_comes_after_the_question_does_not_take_its_no_for_an_answer(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    first = asyncio.create_task(metainfos.get(DIGEST, deadline=soon()))
+    await settle()
+    second = asyncio.create_task(metainfos.get(DIGEST, deadline=soon()))
+    await settle()
+    await origins.answer(None)
+    await origins.answer(located())
+    with pytest.raises(BlobUnknown):
+        await first
+    assert (await second).encoded == BLOB.encode()
+    assert origins.asked == 2
+
+
+async def test_origins_that_could_not_be_asked_are_not_a_no(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    getting = asyncio.create_task(metainfos.get(DIGEST, deadline=soon()))
+    await origins.answer(DOWN)
+    with pytest.raises(Unavailable, match="refused"):
+        await getting
+
+
+async def test_nobody_waits_beyond_the_own_deadline_and_the_others_get_their_answer(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    patient = asyncio.create_task(metainfos.get(DIGEST, deadline=soon()))
+    with pytest.raises(Unavailable, match="in time"):
+        await metainfos.get(DIGEST, deadline=Deadline.after(0.01))
+    await origins.answer(located())
+    assert (await patient).encoded == BLOB.encode()
+
+
+async def test_origins_are_asked_again_behind_the_callers_back(
+    metainfos: Metainfos, origins: FakeOrigins, clock: Clock
+) -> None:
+    await known(metainfos, origins, located(origins=3))
+    clock.now = 29.0
+    await metainfos.get(DIGEST, deadline=soon())
+    assert origins.asked == 1
+    clock.now = 31.0
+    assert (await metainfos.get(DIGEST, deadline=soon())).origins == tuple(ORIGINS)
+    await origins.answer(located(origins=1))
+    await settle()
+    assert (await metainfos.get(DIGEST, deadline=soon())).origins == tuple(ORIGINS[:1])
+
+
+async def test_an_owner_that_was_missing_is_asked_for_sooner(
+    metainfos: Metainfos, origins: FakeOrigins, clock: Clock
+) -> None:
+    await known(metainfos, origins, located(origins=2))
+    clock.now = RETRY + 0.1
+    await metainfos.get(DIGEST, deadline=soon())
+    await origins.answer(located(origins=3))
+    await settle()
+    assert (await metainfos.get(DIGEST, deadline=soon())).origins == tuple(ORIGINS)
+
+
+async def test_origins_that_cannot_be_asked_leave_what_is_known(
+    metainfos: Metainfos, origins: FakeOrigins, clock: Clock
+) -> None:
+    await known(metainfos, origins)
+    clock.now = 31.0
+    metainfos.peek(DIGEST)
+    await origins.answer(DOWN)
+    await settle()
+    assert (await metainfos.get(DIGEST, deadline=soon())).origins == tuple(ORIGINS)
+
+
+async def test_a_blob_that_the_origins_lost_is_had_from_agents_or_not_at_all(
+    metainfos: Metainfos, origins: FakeOrigins, clock: Clock
+) -> None:
+    await known(metainfos, origins)
+    clock.now = 31.0
+    metainfos.peek(DIGEST)
+    await origins.answer(None)
+    await settle()
+    entry = await metainfos.get(DIGEST, deadline=soon(), elsewhere=True)
+    assert entry.encoded == BLOB.encode()
+    assert entry.origins == ()
+    alone = asyncio.create_task(metainfos.get(DIGEST, deadline=soon()))
+    await origins.answer(None)
+    with pytest.raises(BlobUnknown):
+        await alone
+
+
+async def test_what_was_used_longest_ago_goes_first(origins: FakeOrigins) -> None:
+    blobs = [metainfo_of(bytes([n]) * 300_000) for n in range(3)]
+    room = sum(len(blob.encode()) + OVERHEAD for blob in blobs[:2])
+    cache = Metainfos(origins, max_bytes=room, timeout=5.0, refresh=30.0, owners=3)
+    digests = [Digest.parse(blob.digest) for blob in blobs]
+    for blob, digest in zip(blobs[:2], digests[:2], strict=True):
+        getting = asyncio.create_task(cache.get(digest, deadline=soon()))
+        await origins.answer(located(blob))
+        await getting
+    cache.peek(digests[0])
+    getting = asyncio.create_task(cache.get(digests[2], deadline=soon()))
+    await origins.answer(located(blobs[2]))
+    await getting
+    assert [cache.peek(digest) is not None for digest in digests] == [True, False, True]
+    assert cache.bytes <= room
+
+
+async def test_announces_of_many_unknown_blobs_ask_about_few_at_a_time(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    for number in range(1000):
+        metainfos.prepare(Digest.of(number.to_bytes(2)))
+    await settle()
+    assert origins.asked == MAX_PREPARING
+    await metainfos.close()
