@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``/v2/<name>/blobs/<digest>``: blobs (OCI distribution-spec, "Pulling blobs")."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from shoal.registry.base import bare, content_headers, parse_digest, repository
+from shoal.registry.ports import Reader
+from shoal.web.bodies import send_blob
+from shoal.web.conditions import not_modified
+from shoal.web.requests import deadline_of
+
+OCTETS = "application/octet-stream"
+
+
+class Blobs:
+    """Reads blobs. They are sent as they are stored, whatever Accept-Encoding says."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def head(self, request: web.Request) -> web.StreamResponse:
+        name, digest = repository(request), parse_digest(request.match_info["digest"])
+        size = await self._reader.stat_blob(name, digest, deadline_of(request))
+        headers = content_headers(digest, size, OCTETS)
+        if not_modified(request, headers["ETag"]):
+            return web.Response(status=304, headers=bare(headers))
+        return web.Response(headers={**headers, "Accept-Ranges": "bytes"})
+
+    async def get(self, request: web.Request) -> web.StreamResponse:
+        name, digest = repository(request), parse_digest(request.match_info["digest"])
+        blob = await self._reader.open_blob(name, digest, deadline_of(request))
+        return await send_blob(request, blob, digest=digest, content_type=OCTETS)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the registry API asks of the service behind it.
+
+The proxy implements both protocols, the agent the reading half. Every method raises the errors of
+`shoal.model.errors` for what the client must be told; a failure to ask another service may pass
+through as `shoal.web.failures.CallFailed`, which the server renders as UNAVAILABLE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from shoal.model.digest import Digest
+from shoal.model.errors import BlobUploadInvalid
+from shoal.web.bodies import Blob
+from shoal.web.deadline import Deadline
+
+
+class ClientGone(BlobUploadInvalid):
+    """400: the connection broke, or its framing did, before the body was whole."""
+
+
+class ClientStalled(BlobUploadInvalid):
+    """408: the client sent nothing for too long; what came before is kept where it can be."""
+
+    status = 408
+
+    def __init__(self, received: int, idle_timeout: float) -> None:
+        super().__init__(
+            f"nothing came for {idle_timeout:g} s after {received} bytes of the body; "
+            "ask the upload for its range and resume"
+        )
+
+
+class Reader(Protocol):
+    """Pulling: tags, manifests and blobs."""
+
+    async def resolve(self, repository: str, tag: str, deadline: Deadline) -> Digest:
+        """Return the digest that the tag names now; raise `ManifestUnknown`."""
+        ...
+
+    async def manifest(self, repository: str, digest: Digest, deadline: Deadline) -> bytes:
+        """Return the verified bytes of a manifest; raise `ManifestUnknown`."""
+        ...
+
+    async def stat_blob(self, repository: str, digest: Digest, deadline: Deadline) -> int:
+        """Return the blob's size without fetching it; raise `BlobUnknown`."""
+        ...
+
+    async def open_blob(self, repository: str, digest: Digest, deadline: Deadline) -> Blob:
+        """Open the blob for reading, possibly while it still arrives; raise `BlobUnknown`."""
+        ...
+
+    async def tags(self, repository: str, n: int, last: str, deadline: Deadline) -> list[str]:
+        """Return at most `n` tags in lexical order, those after `last`; raise `NameUnknown`."""
+        ...
+
+    async def repositories(self, n: int, last: str, deadline: Deadline) -> list[str]:
+        """Return at most `n` repository names in lexical order, those after `last`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes of an upload as a request brings them, and what the request says about them."""
+
+    body: AsyncIterator[bytes]
+    offset: int | None = None
+    """Where in the blob they begin (Content-Range); None: where the session ends."""
+    size: int | None = None
+    """How many there must be; None when the client did not say."""
+
+
+class Writer(Protocol):
+    """Pushing: upload sessions, mounts and manifests."""
+
+    async def start_upload(self, repository: str) -> str:
+        """Open a session and return its id."""
+        ...
+
+    async def upload_size(self, repository: str, upload: str) -> int:
+        """Return the bytes received so far; raise `BlobUploadUnknown`."""
+        ...
+
+    async def append(self, repository: str, upload: str, chunk: Chunk) -> int:
+        """Append a chunk and return the session's size.
+
+        Raises `UploadOutOfOrder` (nothing appended), `UploadConflict` while another request writes,
+        `SizeInvalid` and `ClientStalled` (what came in order is kept).
+        """
+        ...
+
+    async def finish(
+        self, repository: str, upload: str, digest: Digest, chunk: Chunk | None, deadline: Deadline
+    ) -> None:
+        """Append the last chunk, if any, verify the digest, and store the blob safely.
+
+        Returns when the write quorum has it. Raises `DigestInvalid` (the session is gone) or
+        `Unavailable` (the session is kept: the same request may be sent again).
+        The deadline bounds the storing; receiving the chunk has a bound of its own.
+        """
+        ...
+
+    async def cancel(self, repository: str, upload: str) -> None:
+        """Drop a session and what it received; raise `BlobUploadUnknown`."""
+        ...
+
+    async def mount(self, repository: str, digest: Digest, deadline: Deadline) -> bool:
+        """Whether the blob is stored safely already, so that it need not be sent again."""
+        ...
+
+    async def put_manifest(
+        self,
+        repository: str,
+        reference: Digest | str,
+        body: bytes,
+        content_type: str | None,
+        deadline: Deadline,
+    ) -> Digest:
+        """Store a manifest under a tag or its digest and return the digest.
+
+        Raises `ManifestInvalid`, `DigestInvalid`, `ManifestBlobUnknown` or `Unavailable`.
+        """
+        ...
