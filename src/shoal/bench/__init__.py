@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks as a product: each starts its own cluster and ends with a line of JSON."""

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``shoal proxy|origin|tracker|build-index|agent``: one service in the foreground."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cli.failures import config_faults
+from shoal.cluster.roles import ROLES, Role
+
+_HELP = {
+    "proxy": "Take pushes (and pulls) over the OCI registry API.",
+    "origin": "Keep blobs on disk and seed them.",
+    "tracker": "Know who has what, and hand out peers.",
+    "build-index": "Map tags to digests.",
+    "agent": "Serve this host's pulls from the swarm.",
+}
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file; the defaults hold without it."),
+]
+DieWith = Annotated[
+    int | None,
+    typer.Option("--die-with", metavar="PID", hidden=True, help="End with this parent process."),
+]
+
+
+def register(main: typer.Typer) -> None:
+    """Add a command for each service."""
+    for role in ROLES.values():
+        main.command(role.name, help=_HELP[role.name])(_command(role))
+
+
+def _command(role: Role) -> Callable[[ConfigFile, DieWith], None]:
+    def run(config: ConfigFile = None, die_with: DieWith = None) -> None:
+        if die_with is not None:
+            _die_with(die_with)
+        from shoal.config.load import load
+
+        with config_faults():
+            loaded = load(role.config_model(), role.name, config, os.environ)
+        role.run(loaded)
+
+    return run
+
+
+def _die_with(parent: int) -> None:
+    from shoal.cluster.lifeline import ParentGone, die_with
+
+    try:
+        die_with(parent)
+    except ParentGone as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None

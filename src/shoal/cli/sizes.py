@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes on the command line, written as in config files."""
+
+from __future__ import annotations
+
+import typer
+
+
+def size_in_bytes(text: str) -> int:
+    """Bytes in ``256MiB``; at least 1."""
+    from shoal.config.units import parse_bytes
+
+    try:
+        size = parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if size < 1:
+        raise typer.BadParameter("expected at least 1B")
+    return size
