@@ -26,7 +26,7 @@ demo: env ## Start a cluster, push 256 MiB, pull it through every agent at once
 
 test: dev ## Run every test, real clients included (installs them when root and apt are there)
 	@scripts/install-clients
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) $(PYTEST_ARGS)
 
 check: dev ## Lint, format, types, import rules
 	$(BIN)/ruff check

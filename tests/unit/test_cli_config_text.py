@@ -14,7 +14,7 @@ from shoal.config.units import Bytes, Duration
 
 class Disk(Config):
     limit: Bytes = 512 << 20
-    hosts: list[str] = ["a:1", "b:2"]
+    hosts: tuple[str, ...] = ("a:1", "b:2")
 
 
 class Sample(Config):

@@ -116,8 +116,8 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_known_one(file: P
         f'unknown key "replicaz" in section origins of {file}: did you mean "replicas"?',
         f'unknown key "write_quorum" in {file}: did you mean "origins.write_quorum"?',
         (
-            f'unknown key "qqq" in {file}: known here are backup, data_dir, fancy, limit, listen, log, '
-            "origins, shutdown_grace, timeout, zone"
+            f'unknown key "qqq" in {file}: known here are backup, data_dir, fancy, limit, listen, '
+            "log, origins, shutdown_grace, timeout, zone"
         ),
     )
 
@@ -131,8 +131,8 @@ def test_an_unknown_variable_is_named_too(file: Path) -> None:
         SHOAL_BUILD_INDEX__ZONE__NAME="2",
     ) == (
         (
-            "SHOAL_BUILD_INDEX__ORIGINS is a section: set its keys (SHOAL_BUILD_INDEX__ORIGINS__HOSTS, "
-            "SHOAL_BUILD_INDEX__ORIGINS__REPLICAS, SHOAL_BUILD_INDEX__ORIGINS__WRITE_QUORUM)"
+            "SHOAL_BUILD_INDEX__ORIGINS is a section: set its keys "
+            "(SHOAL_BUILD_INDEX__ORIGINS__HOSTS, SHOAL_BUILD_INDEX__ORIGINS__REPLICAS, SHOAL_BUILD_INDEX__ORIGINS__WRITE_QUORUM)"
         ),
         (
             'unknown key "replicaz" in section origins of the environment '
@@ -184,8 +184,8 @@ def test_a_bad_value_is_named_with_key_file_and_what_is_accepted(
 def test_a_bad_value_of_the_environment_names_the_variable(file: Path) -> None:
     assert faults(file, "data_dir: /d\n", SHOAL_BUILD_INDEX__TIMEOUT="5") == (
         (
-            "bad value '5' for \"timeout\" in the environment (SHOAL_BUILD_INDEX__TIMEOUT): expected a "
-            "duration with its unit, such as 500ms, 5s, 1m or 2h"
+            "bad value '5' for \"timeout\" in the environment (SHOAL_BUILD_INDEX__TIMEOUT): "
+            "expected a duration with its unit, such as 500ms, 5s, 1m or 2h"
         ),
     )
 

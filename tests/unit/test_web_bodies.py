@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 
 import pytest
@@ -69,18 +69,18 @@ class Parts:
         self.closed += 1
 
 
-def blob_of(path: Path, **options: float) -> Handler:
+def blob_of(path: Path, stall_timeout: float = 60.0) -> Handler:
     async def handler(request: web.Request) -> web.StreamResponse:
         blob = await FileBlob.open(path)
-        return await send_blob(request, blob, digest=DIGEST, **options)
+        return await send_blob(request, blob, digest=DIGEST, stall_timeout=stall_timeout)
 
     return handler
 
 
-def on_each_loop(scenario: Callable[[], Awaitable[None]]) -> None:
+def on_each_loop(scenario: Callable[[], Coroutine[object, object, None]]) -> None:
     for factory in loops():
-        with asyncio.Runner(loop_factory=factory) as runner:  # type: ignore[arg-type]
-            runner.run(asyncio.wait_for(scenario(), 30))  # type: ignore[arg-type]
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_a_blob_is_sent_whole_in_part_or_not_at_all(path: Path) -> None:
@@ -155,7 +155,7 @@ def test_an_empty_blob_has_an_empty_body(tmp_path: Path) -> None:
     on_each_loop(scenario)
 
 
-async def test_a_source_that_fails_at_once_gets_its_own_status(path: Path) -> None:
+async def test_a_source_that_fails_at_once_gets_its_own_status() -> None:
     blob = Parts(0, fail_at=0, error=BlobUnknown("no owner has it"))
 
     async def handler(request: web.Request) -> web.StreamResponse:

@@ -106,17 +106,17 @@ async def test_a_missed_deadline_is_a_gateway_timeout() -> None:
 
 
 async def test_unknown_routes_and_methods_have_error_bodies_too() -> None:
-    async with served(("PUT", "/x", raising(ManifestUnknown("x")))) as address:
-        async with wire(address) as http:
-            reply = await http.ask("GET", "/nowhere")
-            assert (reply.status, json.loads(reply.body)["errors"][0]["code"]) == (404, "NOT_FOUND")
-            reply = await http.ask("GET", "/x")
-            assert reply.status == 405
-            assert reply.headers["allow"] == "PUT"
-            assert json.loads(reply.body)["errors"][0]["code"] == "UNSUPPORTED"
-            head = await http.ask("HEAD", "/nowhere")
-            assert head.status == 404
-            assert (await http.ask("GET", "/health")).status == 200
+    route = ("PUT", "/x", raising(ManifestUnknown("x")))
+    async with served(route) as address, wire(address) as http:
+        reply = await http.ask("GET", "/nowhere")
+        assert (reply.status, json.loads(reply.body)["errors"][0]["code"]) == (404, "NOT_FOUND")
+        reply = await http.ask("GET", "/x")
+        assert reply.status == 405
+        assert reply.headers["allow"] == "PUT"
+        assert json.loads(reply.body)["errors"][0]["code"] == "UNSUPPORTED"
+        head = await http.ask("HEAD", "/nowhere")
+        assert head.status == 404
+        assert (await http.ask("GET", "/health")).status == 200
 
 
 async def test_the_callers_deadline_reaches_the_handler() -> None:
@@ -201,7 +201,8 @@ async def test_a_streamed_body_has_no_limit_and_is_not_decompressed() -> None:
     async with served(("PUT", "/x", handler)) as address, wire(address) as http:
         size = 20_000_000
         await http.send(
-            f"PUT /x HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: {size}\r\n\r\n"
+            "PUT /x HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\n"
+            f"Content-Length: {size}\r\n\r\n"
         )
         await http.send(bytes(size))
         assert (await http.reply()).body == str(size).encode()

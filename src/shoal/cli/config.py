@@ -41,12 +41,18 @@ def _show(
         Path | None, typer.Option(metavar="FILE", help="The YAML file that the service is given.")
     ] = None,
 ) -> None:
-    """Print every value in force and where it came from; secrets are masked."""
-    from shoal.cli.config_text import lines
+    """Print every value in force and where it came from; secrets are masked.
+
+    With neither a file nor environment variables: the defaults, and which keys have none.
+    """
+    from shoal.cli.config_text import default_lines, lines
     from shoal.config.load import load
 
     role = ROLES[service]
-    with config_faults():
-        loaded = load(role.config_model(), role.name, config, os.environ)
-    for line in lines(loaded):
+    if config is None and not any(name.startswith(role.variables) for name in os.environ):
+        shown = default_lines(role.config_model())
+    else:
+        with config_faults():
+            shown = lines(load(role.config_model(), role.name, config, os.environ))
+    for line in shown:
         typer.echo(line)

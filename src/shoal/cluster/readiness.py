@@ -63,7 +63,7 @@ async def _ask(session: ClientSession, url: str) -> str:
         async with session.get(url) as answer:
             body = await answer.read()
     except (ClientError, OSError, TimeoutError) as error:
-        return f"GET {url}: {error or type(error).__name__}"
+        return f"GET {url}: {str(error) or type(error).__name__}"
     if answer.status == 200:
         return ""
     try:

@@ -24,6 +24,11 @@ class Role:
     package: str
     config_class: str
 
+    @property
+    def variables(self) -> str:
+        """What the names of its environment variables begin with."""
+        return f"SHOAL_{self.name.upper().replace('-', '_')}__"
+
     def config_model(self) -> type[Config]:
         """Import the class of this service's config."""
         module = import_module(f"shoal.{self.package}.config")

@@ -77,5 +77,5 @@ async def _ping(_request: web.Request) -> web.StreamResponse:
 
 
 async def _say_version(request: web.Request, response: web.StreamResponse) -> None:
-    if request.path.startswith("/v2"):
+    if request.path == "/v2" or request.path.startswith("/v2/"):
         response.headers["Docker-Distribution-Api-Version"] = "registry/2.0"

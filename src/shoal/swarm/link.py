@@ -8,6 +8,8 @@ import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import structlog
+
 from shoal.swarm.connection import Connection
 from shoal.swarm.pace import Pace
 from shoal.swarm.peers import PeerInfo
@@ -33,6 +35,8 @@ from shoal.swarm.wire import (
 if TYPE_CHECKING:
     from shoal.swarm.blob import BlobSwarm
     from shoal.swarm.node import SwarmNode
+
+log = structlog.get_logger(__name__)
 
 MAX_QUEUED = 256
 """Pieces that a peer may have asked for and not been sent yet."""
@@ -152,13 +156,17 @@ class Link:
             case Cancel(channel, index):
                 self._on_cancel(self._their_blob(channel, index), index)
             case Reject(channel, index):
-                self._their_blob(channel, index).on_reject(self, index)
+                blob = self._their_blob(channel, index)
+                self._no_longer_due(blob, index)
+                blob.on_reject(self, index)
 
     def _on_channel(self, message: Message) -> None:
         match message:
             case Open(channel):
                 if len(self._opening) >= MAX_OPENING:
                     raise ProtocolError(f"more than {MAX_OPENING} blobs opened at once")
+                if channel in self._opening or channel in self._theirs:
+                    raise ProtocolError(f"channel {channel} is open already")
                 self._refused.discard(channel)
                 self._opening[channel] = 0
                 self.node.on_open(self, message)
@@ -173,6 +181,8 @@ class Link:
                 if blob is not None:
                     blob.on_gone(self)
                     self.detach(blob)
+                    for key in [key for key in self._due if key[0] is blob]:
+                        del self._due[key]
             case Ping():
                 self.connection.send(Pong())
             case _:
@@ -215,6 +225,8 @@ class Link:
         self.last_wanted = self.node.now()
         if self.connection.pieces_queued + len(self._checking) >= MAX_QUEUED:
             raise ProtocolError(f"more than {MAX_QUEUED} pieces asked for at once")
+        if blob not in self.blobs or (blob, index) in self._checking:
+            return
         blob.on_request(self, index)
         if blob.pieces.verified >> index & 1:
             self._give(blob, index)
@@ -224,10 +236,17 @@ class Link:
 
     async def _check_and_give(self, blob: BlobSwarm, index: int) -> None:
         claimed = bool(blob.pieces.present >> index & 1)
-        right = await blob.pieces.ensure(index)
-        if (blob, index) not in self._checking:
-            return
+        try:
+            right = await blob.pieces.ensure(index)
+        except OSError as error:
+            log.warning(
+                "piece not readable", digest=str(blob.digest), piece=index, error=str(error)
+            )
+            right = False
+        wanted = (blob, index) in self._checking and blob in self.blobs
         self._checking.discard((blob, index))
+        if not wanted:
+            return
         if right:
             self._give(blob, index)
             return
@@ -258,7 +277,14 @@ class Link:
                 f"piece {piece.index} of {blob.digest} has "
                 f"{blob.metainfo.length(piece.index)} bytes, not {piece.length}"
             )
+        if not self._due[blob, piece.index]:
+            raise ProtocolError(f"piece {piece.index} of {blob.digest} was not asked for")
         return self.node.take_memory(self, piece.length)
+
+    def _no_longer_due(self, blob: BlobSwarm, index: int) -> None:
+        self._due[blob, index] -= 1
+        if self._due[blob, index] <= 0:
+            del self._due[blob, index]
 
     def on_bytes(self, count: int) -> None:
         """Some bytes of a piece came."""
@@ -268,6 +294,7 @@ class Link:
     def on_piece(self, piece: Piece, payload: memoryview) -> None:
         """A piece is whole, not checked yet."""
         blob = self._their_blob(piece.channel, piece.index)
+        self._no_longer_due(blob, piece.index)
         if not blob.on_piece(self, piece.index, payload):
             self.node.give_back_memory(payload)
 
@@ -289,6 +316,7 @@ class Link:
         self._theirs.clear()
         self._opening.clear()
         self._checking.clear()
+        self._due.clear()
         for blob in attached:
             blob.on_gone(self)
         self.node.on_closed(self, reason)

@@ -86,7 +86,7 @@ class SwarmNode:
         self._strangers: set[Link] = set()
         self._dialing: set[str] = set()
         self._banned: dict[str, tuple[float, int]] = {}
-        self._opening: dict[Digest, asyncio.Future[PieceFile | None]] = {}
+        self._opening: dict[Digest, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._listener: socket.socket | None = None
         self._ticking = False
@@ -128,11 +128,12 @@ class SwarmNode:
         self.blobs.clear()
         await asyncio.to_thread(self.executor.shutdown)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run something in the background until the node stops."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+        return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
@@ -182,9 +183,9 @@ class SwarmNode:
     async def _look_up(self, link: Link, message: Open) -> None:
         digest = message.digest
         if digest not in self.blobs:
-            pieces = await self._open_once(digest)
-            if pieces is not None and digest not in self.blobs:
-                self.add(pieces)
+            if digest not in self._opening:
+                self._opening[digest] = self.spawn(self._open_here(digest))
+            await asyncio.wait([self._opening[digest]])
         blob = self.blobs.get(digest)
         if link.closed:
             return
@@ -197,13 +198,17 @@ class SwarmNode:
         except ProtocolError as error:
             link.close(f"protocol error: {error}")
 
-    async def _open_once(self, digest: Digest) -> PieceFile | None:
-        opening = self._opening.get(digest)
-        if opening is None:
-            opening = asyncio.ensure_future(self.provider.open(digest))
-            self._opening[digest] = opening
-            opening.add_done_callback(lambda _: self._opening.pop(digest, None))
-        return await opening
+    async def _open_here(self, digest: Digest) -> None:
+        """Take part in a blob if it is on this host."""
+        try:
+            pieces = await self.provider.open(digest)
+        except OSError as error:
+            log.warning("blob not readable", digest=str(digest), error=str(error))
+            return
+        finally:
+            del self._opening[digest]
+        if pieces is not None:
+            self.add(pieces)
 
     # -- peers
 
@@ -293,11 +298,12 @@ class SwarmNode:
             # Both sides dialed at once: both keep the connection that the smaller id dialed.
             link.close("there is a connection already")
             return
-        if known is not None:
-            known.close("replaced by a newer connection")
         self._strangers.discard(link)
         self.links[peer.id] = link
-        link.greeted.set_result(peer)
+        if known is not None:
+            known.close("replaced by a newer connection")
+        if not link.greeted.done():
+            link.greeted.set_result(peer)
         for blob in self.blobs.values():
             if blob.picker is not None and peer.id in blob.candidates:
                 link.attach(blob)
@@ -312,6 +318,10 @@ class SwarmNode:
         if link.peer is not None and self.links.get(link.peer.id) is link:
             del self.links[link.peer.id]
             log.info("peer gone", peer=f"{link.peer.host}:{link.peer.port}", reason=reason)
+            for blob in self.blobs.values():
+                # The tracker hands it out again if it is still there; meanwhile others may do.
+                if blob.candidates.pop(link.peer.id, None) is not None:
+                    self.connect(blob)
 
     def ban(self, link: Link, reason: str) -> None:
         """Close a link and stay away from its peer, longer each time."""
@@ -359,8 +369,13 @@ class SwarmNode:
     def give_back_memory(self, payload: memoryview) -> None:
         """A piece's memory is free again."""
         self._buffers.give_back(payload)
-        if self._starved:
-            self._starved.popleft().connection.resume()
+        waiting, self._starved = self._starved, deque()
+        while waiting:
+            waiting.popleft().connection.resume()
+            if self._starved:
+                # There is none left. First come, first served.
+                self._starved.extend(waiting)
+                return
 
     # -- time
 
@@ -376,7 +391,9 @@ class SwarmNode:
                 await asyncio.sleep(_TICK)
                 now = self.now()
                 for link in tuple(self.links.values()):
-                    if link.pace.stalled(now):
+                    if link.connection.paused:
+                        link.pace.bytes_came(now)  # It is this side that takes nothing.
+                    elif link.pace.stalled(now):
                         self._stalled(link, now)
                     self.fill(link)
         finally:

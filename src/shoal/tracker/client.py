@@ -31,6 +31,9 @@ from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Unreachable
 
+ASK_TIMEOUT = 10.0
+"""Seconds for one tracker to answer; it may have to ask the origins first."""
+
 READINESS_TIMEOUT = 2.0
 
 T = TypeVar("T")
@@ -148,6 +151,7 @@ class TrackerClient:
         last: CallFailed = Unreachable(method, path, "no tracker is configured")
         for position, host in enumerate(hosts):
             share = deadline.at_most(deadline.remaining() / (len(hosts) - position))
+            share = share.at_most(ASK_TIMEOUT)
             try:
                 return await self._call(host, method, path, request, share)
             except NotFound as error:

@@ -19,7 +19,7 @@ import structlog
 from aiohttp import web
 
 from shoal.model.digest import Digest
-from shoal.store.threads import in_thread
+from shoal.store.threads import in_thread, open_file
 from shoal.web import metrics
 from shoal.web.conditions import not_modified, wanted_range
 from shoal.web.ranges import content_range
@@ -85,7 +85,8 @@ class FileBlob:
     @classmethod
     async def open(cls, path: Path) -> Self:
         """Open a file; raises `FileNotFoundError`."""
-        return cls(*await in_thread(_open, path))
+        file = await open_file(path)
+        return cls(file, os.fstat(file).st_size)
 
     async def segments(self, start: int, stop: int) -> AsyncGenerator[FileSegment]:
         yield FileSegment(self._file, start, stop)
@@ -217,7 +218,3 @@ def _length(segment: Segment) -> int:
         return segment.stop - segment.start
     return len(memoryview(segment).cast("B"))
 
-
-def _open(path: Path) -> tuple[int, int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return descriptor, os.fstat(descriptor).st_size

@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from shoal.store.threads import in_thread
+from shoal.store.threads import in_thread, open_file
 from shoal.web.deadline import HEADER, Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
 from shoal.web.file_request import STALL_TIMEOUT, BadAnswer, request_with_file
@@ -193,7 +193,7 @@ class HttpClient:
         """
         remaining = _remaining(method, url, deadline)
         head = self._head(headers, deadline)
-        descriptor = file if isinstance(file, int) else await in_thread(_open_file, file)
+        descriptor = file if isinstance(file, int) else await open_file(file)
         try:
             with _mapped(method, url, f"not sent and answered in {remaining:.1f} s"):
                 async with asyncio.timeout(remaining):
@@ -320,6 +320,3 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     text = headers.get("Retry-After", "").strip()
     return float(text) if text.isascii() and text.isdigit() and len(text) < 8 else None
 
-
-def _open_file(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import msgspec
 import structlog
@@ -87,8 +88,7 @@ def _edge(service: str, request_timeout: float) -> Middleware:
         started = time.perf_counter()
         request[DEADLINE] = Deadline.from_headers(request.headers, request_timeout)
         requests = request.config_dict[IN_FLIGHT]
-        task = asyncio.current_task()
-        assert task is not None
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
         requests[task] = request
         in_flight.inc()
         status = CLIENT_GONE

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cluster and one of each client for all acceptance tests."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance import daemons
+from tests.acceptance.clients import Ctr, Docker, Podman, Skopeo
+from tests.acceptance.daemons import DaemonFailed
+from tests.acceptance.sandbox import Sandbox
+from tests.cluster import RunningCluster
+from tests.missing_clients import unavailable
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    # pytest's own folders have paths too long for the sockets that the daemons make in theirs.
+    path = Path(tempfile.mkdtemp(prefix="shoal-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def cluster(folder: Path) -> Iterator[RunningCluster]:
+    with RunningCluster.start(folder / "cluster", origins=3, agents=2) as running:
+        yield running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the ends of the services' logs into the report of a test that failed."""
+    report = yield
+    cluster = getattr(item, "funcargs", {}).get("cluster")
+    if report.failed and cluster is not None:
+        report.sections.append(("the services' logs", cluster.tails()))
+    return report
+
+
+@pytest.fixture(scope="session")
+def skopeo(folder: Path) -> Skopeo:
+    return Skopeo(Sandbox(folder / "skopeo"))
+
+
+@pytest.fixture(scope="session")
+def podman(folder: Path) -> Podman:
+    return Podman(Sandbox(folder / "podman"))
+
+
+@pytest.fixture(scope="session")
+def ctr(folder: Path) -> Iterator[Ctr]:
+    sandbox = Sandbox(folder / "containerd")
+    try:
+        with daemons.containerd(sandbox) as socket:
+            yield Ctr(sandbox, socket)
+    except DaemonFailed as failure:
+        unavailable(f"ctr: containerd does not run here: {failure}")
+
+
+@pytest.fixture(scope="session")
+def docker(folder: Path, cluster: RunningCluster) -> Iterator[Docker]:
+    """Docker, whose mirror of Docker Hub is the first agent."""
+    sandbox = Sandbox(folder / "dockerd")
+    try:
+        with daemons.dockerd(sandbox, mirror=cluster.agents[0].registry) as address:
+            yield Docker(sandbox, address)
+    except DaemonFailed as failure:
+        unavailable(f"docker: dockerd does not run here: {failure}")

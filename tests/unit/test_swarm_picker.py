@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picker against a plain model of a download, and that it comes to its end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from shoal.swarm import bits as bitset
+from shoal.swarm.picker import MAX_COPIES, MAX_PATIENCE, PATIENCE, Picker
+
+NAMES = ["ann", "bob", "cyd", "dan", "eve"]
+
+
+def of(members: Iterable[int]) -> int:
+    return sum(1 << index for index in members)
+
+
+def picker(count: int, have: Iterable[int] = (), *, window: int = 4) -> Picker:
+    return Picker(count, of(have), rng=random.Random(3), window=window)
+
+
+# -- in examples
+
+
+def test_pieces_behind_a_reader_come_in_order_and_then_the_rarest() -> None:
+    p = picker(12)
+    p.add_peer("ann", bitset.full(12), seed=False)
+    p.add_peer("bob", of(set(range(12)) - {10}), seed=False)
+    p.set_reader("r", 2)
+    assert [p.pick("ann", 0.0) for _ in range(5)] == [2, 3, 4, 5, 10]
+
+
+def test_the_window_begins_at_the_first_missing_piece_behind_the_reader() -> None:
+    p = picker(20, have=range(3, 7))
+    p.add_peer("ann", bitset.full(20), seed=False)
+    p.set_reader("r", 3)
+    assert [p.pick("ann", 0.0) for _ in range(4)] == [7, 8, 9, 10]
+
+
+def test_the_window_moves_with_the_reader() -> None:
+    p = picker(100)
+    p.add_peer("ann", bitset.full(100), seed=False)
+    p.set_reader("r", 0)
+    assert p.pick("ann", 0.0) == 0
+    p.set_reader("r", 50)
+    assert p.pick("ann", 0.0) == 50
+    p.remove_reader("r")
+    p.set_reader("other", 90)
+    assert p.pick("ann", 0.0) == 90
+
+
+def test_a_late_piece_is_asked_for_elsewhere_once_more_and_only_after_patience() -> None:
+    p = picker(1)
+    for name in NAMES:
+        p.add_peer(name, 1, seed=False)
+    assert p.pick("ann", 10.0) == 0
+    assert p.pick("bob", 10.0 + PATIENCE) is None
+    assert p.pick("bob", 10.01 + PATIENCE) == 0
+    assert p.pick("cyd", 99.0) is None
+    assert p.pick("ann", 99.0) is None
+
+
+def test_patience_grows_with_what_pieces_took_and_has_a_bound() -> None:
+    p = picker(40)
+    p.add_peer("ann", bitset.full(40), seed=False)
+    assert p.patience() == PATIENCE
+    known = [p.patience()]
+    for _ in range(40):
+        index = p.pick("ann", 0.0)
+        assert index is not None
+        p.arrived("ann", index, 3.0)
+        p.verified(index)
+        known.append(p.patience())
+    assert known == sorted(known)
+    assert known[-1] == MAX_PATIENCE
+
+
+def test_nobody_else_is_asked_for_a_piece_that_is_being_checked() -> None:
+    p = picker(1)
+    p.add_peer("ann", 1, seed=False)
+    p.add_peer("bob", 1, seed=False)
+    p.pick("ann", 0.0)
+    assert p.arrived("ann", 0, 1.5) == 1.5
+    p.remove_peer("ann")
+    assert p.pick("bob", 100.0) is None
+    p.failed("ann", 0)
+    assert p.pick("bob", 100.0) == 0
+
+
+def test_what_is_still_due_from_others_is_named_when_a_piece_is_verified() -> None:
+    p = picker(2)
+    for name in ("ann", "bob"):
+        p.add_peer(name, 1, seed=False)
+    p.pick("ann", 0.0)
+    p.pick("bob", 9.0)
+    p.arrived("bob", 0, 9.1)
+    assert p.verified(0) == ["ann"]
+    assert not p.is_asked("ann", 0)
+    assert p.verified(0) == []
+
+
+def test_a_seed_is_asked_for_what_it_does_not_show_when_a_reader_waits_for_it() -> None:
+    p = picker(8)
+    p.add_peer("seed", 0, seed=True)
+    p.set_reader("r", 3)
+    assert p.pick("seed", 5.0) is None
+    assert p.pick("seed", 5.0 + PATIENCE) is None
+    assert p.pick("seed", 5.01 + PATIENCE) == 3
+    assert p.pick("seed", 99.0) is None
+
+
+def test_a_seed_is_asked_for_what_it_does_not_show_when_another_peer_takes_too_long() -> None:
+    p = picker(2)
+    p.add_peer("ann", 0b11, seed=False)
+    p.add_peer("seed", 0, seed=True)
+    assert {p.pick("ann", 10.0), p.pick("ann", 10.0)} == {0, 1}
+    assert p.pick("seed", 10.0 + MAX_PATIENCE) is None
+    assert p.pick("seed", 10.1 + MAX_PATIENCE) in {0, 1}
+    assert p.pick("seed", 10.1 + MAX_PATIENCE) is None
+
+
+def test_a_seed_is_asked_for_what_it_does_not_show_when_nothing_else_goes_on() -> None:
+    p = picker(8, have=[0])
+    p.add_peer("seed", 0, seed=True)
+    assert p.pick("seed", 5.0) is None
+    assert p.pick("seed", 5.01 + PATIENCE) == 1
+
+
+def test_only_a_seed_is_asked_for_what_it_does_not_show() -> None:
+    p = picker(8)
+    p.add_peer("ann", 0, seed=False)
+    p.set_reader("r", 0)
+    assert [p.pick("ann", t) for t in (0.0, 10.0, 100.0)] == [None, None, None]
+
+
+def test_a_seed_that_will_not_send_a_piece_is_not_asked_again_until_it_shows_it() -> None:
+    p = picker(1)
+    p.add_peer("seed", 1, seed=True)
+    assert p.pick("seed", 0.0) == 0
+    p.rejected("seed", 0)
+    assert [p.pick("seed", t) for t in (0.1, 10.0, 100.0)] == [None, None, None]
+    p.peer_has("seed", 0)
+    assert p.pick("seed", 100.0) == 0
+
+
+@pytest.mark.parametrize("loss", ["remove", "fail", "reject"])
+def test_what_a_peer_fails_to_give_can_be_asked_of_another_at_once(loss: str) -> None:
+    p = picker(3)
+    for name in ("ann", "bob"):
+        p.add_peer(name, bitset.full(3), seed=False)
+    asked = {p.pick("ann", 0.0) for _ in range(3)}
+    assert asked == {0, 1, 2}
+    assert p.pick("bob", 0.0) is None
+    match loss:
+        case "remove":
+            p.remove_peer("ann")
+        case "fail":
+            for index in range(3):
+                p.failed("ann", index)
+        case _:
+            for index in range(3):
+                p.rejected("ann", index)
+    assert {p.pick("bob", 0.0) for _ in range(3)} == {0, 1, 2}
+
+
+def test_what_is_here_is_never_picked() -> None:
+    p = picker(5, have=[0, 1, 3])
+    p.add_peer("ann", bitset.full(5), seed=True)
+    assert {p.pick("ann", 0.0) for _ in range(5)} == {2, 4, None}
+
+
+# -- against a model
+
+
+@dataclass
+class ModelPeer:
+    bits: set[int]
+    seed: bool
+    due: dict[int, float] = field(default_factory=dict)
+    """Asked for and not come, with the time of asking."""
+
+
+class PickerMachine(RuleBasedStateMachine):
+    """Random events; the model says after each pick whether it was allowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 100.0
+        self.peers: dict[str, ModelPeer] = {}
+        self.checking: set[tuple[str, int]] = set()
+        self.readers: dict[str, int] = {}
+
+    @initialize(count=st.integers(1, 20), have=st.sets(st.integers(0, 19)), seed=st.integers(0, 99))
+    def begin(self, count: int, have: set[int], seed: int) -> None:
+        self.count = count
+        have = {index for index in have if index < count}
+        self.missing = set(range(count)) - have
+        self.picker = Picker(count, of(have), rng=random.Random(seed), window=3)
+
+    # What the outside does.
+
+    @rule(name=st.sampled_from(NAMES), bits=st.sets(st.integers(0, 19)), seed=st.booleans())
+    def add_peer(self, name: str, bits: set[int], seed: bool) -> None:
+        bits = {index for index in bits if index < self.count}
+        known = self.peers.setdefault(name, ModelPeer(bits, seed))
+        known.bits, known.seed = bits, seed
+        self.picker.add_peer(name, of(bits), seed=seed)
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data())
+    def remove_peer(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.peers)))
+        del self.peers[name]
+        self.picker.remove_peer(name)
+
+    @rule()
+    def remove_a_stranger(self) -> None:
+        self.picker.remove_peer("nobody")
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data())
+    def peer_has(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.peers)))
+        index = data.draw(st.integers(0, self.count - 1))
+        self.peers[name].bits.add(index)
+        self.picker.peer_has(name, index)
+
+    @rule(reader=st.sampled_from("xy"), position=st.integers(0, 22))
+    def set_reader(self, reader: str, position: int) -> None:
+        self.readers[reader] = position
+        self.picker.set_reader(reader, position)
+
+    @rule(reader=st.sampled_from("xy"))
+    def remove_reader(self, reader: str) -> None:
+        self.readers.pop(reader, None)
+        self.picker.remove_reader(reader)
+
+    @rule(seconds=st.sampled_from([0.01, 0.2, 0.3, 3.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    # What becomes of requests.
+
+    def draw_due(self, data: st.DataObject) -> tuple[str, int]:
+        due = sorted((name, index) for name, peer in self.peers.items() for index in peer.due)
+        return data.draw(st.sampled_from(due))
+
+    @precondition(lambda self: any(peer.due for peer in self.peers.values()))
+    @rule(data=st.data())
+    def a_piece_arrives(self, data: st.DataObject) -> None:
+        name, index = self.draw_due(data)
+        took = self.picker.arrived(name, index, self.now)
+        assert took == self.now - self.peers[name].due.pop(index)
+        self.checking.add((name, index))
+
+    @precondition(lambda self: any(peer.due for peer in self.peers.values()))
+    @rule(data=st.data(), rejected=st.booleans())
+    def a_piece_does_not_come(self, data: st.DataObject, rejected: bool) -> None:
+        name, index = self.draw_due(data)
+        del self.peers[name].due[index]
+        if rejected:
+            self.picker.rejected(name, index)
+            self.peers[name].bits.discard(index)
+        else:
+            self.picker.failed(name, index)
+
+    @precondition(lambda self: self.checking)
+    @rule(data=st.data(), right=st.booleans())
+    def a_piece_is_checked(self, data: st.DataObject, right: bool) -> None:
+        name, index = data.draw(st.sampled_from(sorted(self.checking)))
+        self.checking.discard((name, index))
+        if not right:
+            self.picker.failed(name, index)
+            if name in self.peers:
+                self.peers[name].due.pop(index, None)
+            return
+        others = [peer for peer in self.peers if index in self.peers[peer].due]
+        assert sorted(self.picker.verified(index)) == sorted(others)
+        for other in others:
+            del self.peers[other].due[index]
+        self.missing.discard(index)
+
+    # What the picker says.
+
+    def copies(self, index: int) -> int:
+        due = {name for name, peer in self.peers.items() if index in peer.due}
+        return len(due | {name for name, i in self.checking if i == index})
+
+    def window(self, position: int) -> set[int]:
+        ahead = [index for index in self.missing if index >= position]
+        return set(range(min(ahead), min(ahead) + 3)) if ahead else set()
+
+    @precondition(lambda self: self.peers)
+    @rule(data=st.data())
+    def pick(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.peers)))
+        peer = self.peers[name]
+        asked_before = {index for index in self.missing if self.copies(index)}
+        fresh = (peer.bits & self.missing) - asked_before
+        index = self.picker.pick(name, self.now)
+        if index is None:
+            assert not fresh
+            return
+        assert index in self.missing
+        assert index not in peer.due
+        assert index in peer.bits or peer.seed
+        assert self.copies(index) < MAX_COPIES
+        assert all(index != checked for _, checked in self.checking)
+        if fresh:
+            self.judge_fresh(index, fresh)
+        elif index in asked_before:
+            age = self.now - min(p.due[index] for p in self.peers.values() if index in p.due)
+            assert age > (self.picker.patience() if index in peer.bits else MAX_PATIENCE)
+        else:
+            assert index not in peer.bits
+            assert not peer.due
+        peer.due[index] = self.now
+
+    def judge_fresh(self, index: int, fresh: set[int]) -> None:
+        assert index in fresh
+        for position in self.readers.values():
+            if wanted := fresh & self.window(position):
+                assert index == min(wanted)
+                return
+        holders = {i: sum(i in peer.bits for peer in self.peers.values()) for i in fresh}
+        assert holders[index] == min(holders.values())
+
+    @invariant()
+    def requests_agree(self) -> None:
+        for name in NAMES:
+            due = self.peers[name].due if name in self.peers else {}
+            assert self.picker.asked_of(name) == frozenset(due)
+            assert all(self.picker.is_asked(name, index) for index in due)
+        if not hasattr(self, "missing"):
+            return
+        assert self.picker.missing == of(self.missing)
+
+    @invariant()
+    def availability_is_counted_right(self) -> None:
+        if not hasattr(self, "count"):
+            return
+        for index in range(self.count):
+            holders = sum(index in peer.bits for peer in self.peers.values())
+            assert self.picker._holders[index] == holders
+            levels = [n for n, level in enumerate(self.picker._levels) if level >> index & 1]
+            assert levels == [holders]
+
+    @invariant()
+    def nothing_is_noted_as_asked_without_a_reason(self) -> None:
+        if not hasattr(self, "count"):
+            return
+        reasons = {(name, index) for name, peer in self.peers.items() for index in peer.due}
+        noted = {(name, index) for index, asked in self.picker._asked.items() for name in asked}
+        assert reasons <= noted <= reasons | self.checking
+        assert self.picker._asked_bits == of(self.picker._asked)
+
+
+TestPickerMachine = PickerMachine.TestCase
+TestPickerMachine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+
+
+# -- the whole way
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 60),
+    holdings=st.lists(st.sets(st.integers(0, 59)), max_size=4),
+    reader=st.integers(0, 59) | st.none(),
+    seed=st.integers(0, 1 << 16),
+)
+def test_every_piece_is_fetched_once_all_have_holders(
+    count: int, holdings: list[set[int]], reader: int | None, seed: int
+) -> None:
+    """Some requests are rejected, fail or time out; the seed shows nothing, but is honest."""
+    rng = random.Random(seed)
+    p = Picker(count, 0, rng=rng, window=5)
+    p.add_peer("seed", 0, seed=True)
+    names = ["seed"]
+    for number, bits in enumerate(holdings):
+        names.append(f"peer-{number}")
+        p.add_peer(names[-1], of(index for index in bits if index < count), seed=False)
+    if reader is not None:
+        p.set_reader("r", reader)
+    now = 0.0
+    for _ in range(200 * count):
+        if not p.missing:
+            break
+        now += 0.2
+        for name in names:
+            for late in p.asked_of(name):
+                if now - p._asked[late][name] > 4.0:
+                    p.failed(name, late)
+            index = p.pick(name, now)
+            if index is None:
+                continue
+            fate = 1.0 if name == "seed" else rng.random()
+            if fate < 0.1:
+                p.rejected(name, index)
+            elif fate < 0.2:
+                p.failed(name, index)
+            elif fate > 0.3:
+                p.arrived(name, index, now)
+                p.verified(index)
+    assert p.missing == 0
