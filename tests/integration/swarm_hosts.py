@@ -7,10 +7,8 @@ import asyncio
 import hashlib
 import os
 import random
-import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -152,12 +150,10 @@ class Host:
         for index in have:
             os.pwrite(file.fd, content.piece(index), content.metainfo.span(index)[0])
             verified |= 1 << index
-        return PieceFile(
-            content.metainfo, file, self.node.executor, present=0, verified=verified
-        )
+        return PieceFile(content.metainfo, file, self.node.executor, present=0, verified=verified)
 
     def leech(
-        self, content: Content, peers: Iterable[Host | Puppet], *, have: Iterable[int] = ()
+        self, content: Content, peers: Iterable[Host | Actor], *, have: Iterable[int] = ()
     ) -> BlobSwarm:
         return self.node.leech(self.file(content, have), [source.peer for source in peers])
 
@@ -170,11 +166,11 @@ class Host:
         assert self.path(content).read_bytes() == content.data
         assert blob.picker is None
 
-    async def fetch(self, content: Content, peers: Iterable[Host | Puppet]) -> None:
+    async def fetch(self, content: Content, peers: Iterable[Host | Actor]) -> None:
         self.leech(content, peers)
         await self.whole(content)
 
-    def received_from(self, source: Host | Puppet) -> int:
+    def received_from(self, source: Host | Actor) -> int:
         return self.traffic.bytes_received[source.peer.id]
 
     @property
@@ -209,7 +205,9 @@ class Puppet:
     def say_raw(self, data: bytes) -> None:
         self.writer.write(data)
 
-    def open(self, content: Content, bits: int = 0, *, channel: int = 0, seed: bool = False) -> None:
+    def open(
+        self, content: Content, bits: int = 0, *, channel: int = 0, seed: bool = False
+    ) -> None:
         packed = bitset.pack(bits, content.count)
         self.say(Open(channel, content.digest, content.count, packed, seed))
 
@@ -311,9 +309,7 @@ class Stage:
             assert self.faults == []
             await until(lambda: open_files() == self._files)
 
-    async def host(
-        self, *, origin: tuple[int, int] | None = None, **settings: Any
-    ) -> Host:
+    async def host(self, *, origin: tuple[int, int] | None = None, **settings: Any) -> Host:
         """A peer that listens; `origin`: it seeds, with this rank of that many seeds."""
         config = PeerConfig(**({"listen": "127.0.0.1:0"} | settings))
         seeding = None if origin is None else Rank(*origin)
@@ -376,13 +372,6 @@ class Actor:
         self.connections = 0
 
 
-@asynccontextmanager
-async def opened_stage(folder: Path) -> AsyncGenerator[Stage]:
-    """A stage for one test."""
-    async with Stage(folder) as stage:
-        yield stage
-
-
 def open_files() -> int:
     """File descriptors of this process."""
     return len(os.listdir("/proc/self/fd"))
@@ -393,9 +382,3 @@ async def until(true: Callable[[], object]) -> None:
     async with asyncio.timeout(PATIENCE):
         while not true():
             await asyncio.sleep(0.005)
-
-
-def unused_port() -> int:
-    """A port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import random
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ from shoal.web.client import HttpClient
 from tests.cluster import RunningCluster
 
 NAME = "team/app"
-CONTENT = os.urandom(1_500_000)
+CONTENT = random.Random(7).randbytes(1_500_000)
 DIGEST = Digest.of(CONTENT)
 UPLOADS = f"/v2/{NAME}/blobs/uploads/"
 
@@ -40,7 +40,7 @@ async def pushes_go_on(cluster: RunningCluster) -> AsyncIterator[None]:
     logged = cluster.log_path("proxy-0").stat().st_size
     yield
     http = HttpClient(user_agent="test")
-    content = os.urandom(1000)
+    content = random.Random(8).randbytes(1000)
     await RegistryClient(http, cluster.proxy).push_blob(NAME, Digest.of(content), content)
     await http.close()
     log = cluster.log_path("proxy-0").read_bytes()[logged:].decode()

@@ -132,7 +132,8 @@ def test_an_unknown_variable_is_named_too(file: Path) -> None:
     ) == (
         (
             "SHOAL_BUILD_INDEX__ORIGINS is a section: set its keys "
-            "(SHOAL_BUILD_INDEX__ORIGINS__HOSTS, SHOAL_BUILD_INDEX__ORIGINS__REPLICAS, SHOAL_BUILD_INDEX__ORIGINS__WRITE_QUORUM)"
+            "(SHOAL_BUILD_INDEX__ORIGINS__HOSTS, SHOAL_BUILD_INDEX__ORIGINS__REPLICAS, "
+            "SHOAL_BUILD_INDEX__ORIGINS__WRITE_QUORUM)"
         ),
         (
             'unknown key "replicaz" in section origins of the environment '

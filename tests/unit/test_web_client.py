@@ -125,9 +125,7 @@ async def test_an_unexpected_status_is_a_failure_of_its_kind(
         assert failure.retry_after == 3.0
         if body:
             assert failure.code == "BLOB_UNKNOWN"
-            assert str(failure) == (
-                f"GET {url}/x answered {status}: BLOB_UNKNOWN: no owner has it"
-            )
+            assert str(failure) == (f"GET {url}/x answered {status}: BLOB_UNKNOWN: no owner has it")
         expected = await http.call("GET", f"{url}/x", deadline=soon(), expect=(status,))
         assert expected.status == status
 
@@ -213,11 +211,12 @@ async def test_nobody_listening_is_unreachable(verb: str, tmp_path: Path) -> Non
     (tmp_path / "f").write_bytes(b"x")
     for url in (refusing_port(), "http://nowhere.invalid", "http://[::1]:1"):
         async with client() as http:
+            if verb == "call":
+                asking = http.call("GET", url + "/x", deadline=soon())
+            else:
+                asking = http.upload(url + "/x", tmp_path / "f", 1, deadline=soon())
             with pytest.raises(Unreachable) as caught:
-                if verb == "call":
-                    await http.call("GET", url + "/x", deadline=soon())
-                else:
-                    await http.upload(url + "/x", tmp_path / "f", 1, deadline=soon())
+                await asking
             assert caught.value.status is None
 
 
@@ -268,10 +267,11 @@ async def test_a_stream_that_pauses_too_long_is_unreachable() -> None:
         await connection.reader.read()
 
     async with acting(act) as url, client() as http:
-        with pytest.raises(Unreachable, match="abc|time|Timeout"):
-            async with http.stream("GET", url + "/", deadline=soon(), idle_timeout=0.1) as answer:
-                async for chunk in answer.chunks():
-                    assert chunk == b"abc"
+        async with http.stream("GET", url + "/", deadline=soon(), idle_timeout=0.1) as answer:
+            chunks = answer.chunks()
+            assert await anext(chunks) == b"abc"
+            with pytest.raises(Unreachable, match="imeout"):
+                await anext(chunks)
 
 
 async def test_an_error_of_a_stream_is_told_before_its_body() -> None:
@@ -498,9 +498,7 @@ def test_sending_costs_little_memory(tmp_path: Path) -> None:
     async def scenario() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         async with served(("PUT", "/x", count)) as address, client() as http:
-            answer = await http.upload(
-                f"http://{address}/x", tmp_path / "f", size, deadline=soon()
-            )
+            answer = await http.upload(f"http://{address}/x", tmp_path / "f", size, deadline=soon())
             assert answer.body == str(size).encode()
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         assert grown < 64 * 1024

@@ -25,7 +25,11 @@ except ValueError:
 
 def logged(form: str) -> list[str]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, form], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", PROGRAM, form],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
     )
     assert done.stdout == ""
     return done.stderr.splitlines()

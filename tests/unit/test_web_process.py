@@ -46,7 +46,9 @@ LOOPS = ["asyncio", "uvloop"]
 class Process:
     """The program above, with the socket on which it tells that it is ready."""
 
-    def __init__(self, folder: Path, loop: str, address: str = "127.0.0.1:0", how: str = "0") -> None:
+    def __init__(
+        self, folder: Path, loop: str, address: str = "127.0.0.1:0", how: str = "0"
+    ) -> None:
         notify = str(folder / "notify")
         self._told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._told.bind(notify)
@@ -130,10 +132,8 @@ def test_a_port_in_use_is_one_line_on_stderr(tmp_path: Path, loop: str) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         status, out, err = Process(tmp_path, loop, address).end()
     assert (status, out) == (1, "")
-    assert err == [
-        f'cannot listen on {address} (config key "listen"): '
-        "another process listens there; stop it, or choose another port"
-    ]
+    (line,) = err
+    assert line.startswith(f'cannot listen on {address} (config key "listen"): another process')
 
 
 def test_an_address_of_another_machine_is_one_line_too(tmp_path: Path) -> None:
@@ -150,5 +150,9 @@ def test_a_service_that_fails_says_so_and_exits_with_1(tmp_path: Path, loop: str
     assert status == 1
     (line,) = err
     event = json.loads(line)
-    assert (event["event"], event["service"], event["level"]) == ("the service failed", "test", "error")
+    assert (event["event"], event["service"], event["level"]) == (
+        "the service failed",
+        "test",
+        "error",
+    )
     assert "RuntimeError: broken\nin two lines" in event["exception"]

@@ -22,7 +22,8 @@ from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.tracker.client import TrackerClient
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
-from shoal.web.server import Stop, run, serve
+from shoal.web.process import CannotListen
+from shoal.web.server import Listener, Stop, run, serve
 
 
 def main(loaded: Loaded[AgentConfig]) -> None:
@@ -49,12 +50,15 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     hashing = ThreadPoolExecutor(2, thread_name_prefix="digest")
     service.connect(Sources(node, tracker, origins, library, hashing, config.stall_timeout))
     readiness = AgentReadiness(node, tracker, index)
-    await node.start()
+    try:
+        await node.start()
+    except OSError as error:
+        raise CannotListen(config.peer.listen, "peer.listen", error) from error
     announcing = asyncio.create_task(service.announce(), name="announce")
     try:
         apps = [
-            (registry_application(service, readiness, config), config.listen),
-            (admin_application(service, node, readiness, config), config.admin),
+            Listener(registry_application(service, readiness, config), config.listen),
+            Listener(admin_application(service, node, readiness, config), config.admin, "admin"),
         ]
         await serve(apps, stop=stop, grace=config.shutdown_grace)
     finally:

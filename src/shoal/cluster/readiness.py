@@ -68,6 +68,6 @@ async def _ask(session: ClientSession, url: str) -> str:
         return ""
     try:
         missing = msgspec.json.decode(body, type=_Readiness).missing
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         missing = []
     return f"GET {url}: {answer.status}, missing: {', '.join(missing) or 'it does not say what'}"

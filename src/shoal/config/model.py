@@ -32,5 +32,5 @@ class ServiceConfig(Config):
 
     log: LogConfig = LogConfig()
 
-    shutdown_grace: Duration = 8.0
+    shutdown_grace: Duration = 7.0
     """How long requests that are under way may take to finish after SIGTERM."""

@@ -98,7 +98,7 @@ def parse_manifest(body: bytes, content_type: str | None = None) -> Manifest:
         raise InvalidManifest(f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, got {len(body)}")
     try:
         document = _DECODER.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidManifest(f"not a manifest: {error}") from error
     media_type = _media_type(document, content_type)
     if media_type in INDEX_TYPES:

@@ -18,7 +18,7 @@ _POOL = ThreadPoolExecutor(max_workers=max(8, 2 * (os.cpu_count() or 1)), thread
 
 
 async def open_file(path: Path) -> int:
-    """Open a file for reading in a thread; return its descriptor. A caller that is cancelled leaks none."""
+    """Open a file for reading; return its descriptor. A caller that is cancelled leaks none."""
     opening = submit(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return await asyncio.shield(opening)

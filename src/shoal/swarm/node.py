@@ -274,7 +274,10 @@ class SwarmNode:
         idle = [
             link
             for link in self.links.values()
-            if not link.dialed and link.pace.in_flight == 0 and now - link.last_wanted > 1
+            if not link.dialed
+            and link.pace.in_flight == 0
+            and link.connection.pieces_queued == 0
+            and now - link.last_wanted > 1
         ]
         if idle:
             min(idle, key=lambda link: link.last_wanted).close("room is made for another peer")

@@ -217,4 +217,3 @@ def _length(segment: Segment) -> int:
     if isinstance(segment, FileSegment):
         return segment.stop - segment.start
     return len(memoryview(segment).cast("B"))
-

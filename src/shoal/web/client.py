@@ -46,7 +46,7 @@ class Answer:
         """Return the JSON body as `kind`; raise `Unreachable` when it is something else."""
         try:
             return msgspec.json.decode(self.body, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Unreachable(
                 self.method,
                 self.url,
@@ -291,7 +291,7 @@ def _check(answer: Answer, expect: Collection[int]) -> None:
         return
     try:
         body = msgspec.json.decode(answer.body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         body = None
     kind: type[CallFailed] = Rejected
     if answer.status == 404:
@@ -319,4 +319,3 @@ def _message(answer: Answer, body: Any) -> str:
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     text = headers.get("Retry-After", "").strip()
     return float(text) if text.isascii() and text.isdigit() and len(text) < 8 else None
-

@@ -52,7 +52,7 @@ async def read_json(request: web.Request, kind: type[T], *, limit: int = 1024 * 
     body = await read_body(request, limit)
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"the body of {request.method} {request.path}: {error}") from error
 
 
