@@ -49,7 +49,8 @@ class Origin:
     def wait_ready(self, within: float = READY_WITHIN) -> None:
         until = time.monotonic() + within
         while not self._ready():
-            assert self.running and time.monotonic() < until, self.log.read_text()
+            assert self.running, self.log.read_text()
+            assert time.monotonic() < until, self.log.read_text()
             time.sleep(0.05)
 
     def _ready(self) -> bool:

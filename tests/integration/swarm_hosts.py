@@ -81,10 +81,13 @@ class Shelf:
         self.asked: list[Digest] = []
         self.damages: list[tuple[Digest, int]] = []
         self.failure: OSError | None = None
+        self.hold: asyncio.Event | None = None
 
     async def open(self, digest: Digest) -> PieceFile | None:
         self.asked.append(digest)
         await asyncio.sleep(0)
+        if self.hold is not None:
+            await self.hold.wait()
         if self.failure is not None:
             raise self.failure
         make = self.blobs.get(digest)
@@ -304,8 +307,7 @@ class Stage:
             for host in self._hosts:
                 await host.node.stop()
         if error is None:
-            left = asyncio.all_tasks() - self._tasks
-            assert not left
+            assert asyncio.all_tasks() - self._tasks - {asyncio.current_task()} == set()
             assert self.faults == []
             await until(lambda: open_files() == self._files)
 
@@ -380,5 +382,5 @@ def open_files() -> int:
 async def until(true: Callable[[], object]) -> None:
     """Wait for something that nothing tells of."""
     async with asyncio.timeout(PATIENCE):
-        while not true():
+        while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

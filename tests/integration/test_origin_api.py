@@ -106,9 +106,7 @@ class TestInternalPut:
     ) -> None:
         data, digest = blob(size)
         origin = ring.origins[0]
-        async with http.put(
-            origin.url(f"/internal/blobs/{digest}"), data=chunked(data)
-        ) as answer:
+        async with http.put(origin.url(f"/internal/blobs/{digest}"), data=chunked(data)) as answer:
             # The empty blob may be there from another test.
             assert answer.status in ({200, 201} if size == 0 else {201})
         async with http.get(origin.url(f"/internal/blobs/{digest}/metainfo")) as answer:
@@ -223,9 +221,7 @@ class TestInternalGet:
                 assert answer.status == 404
                 assert code(await answer.read()) == "BLOB_UNKNOWN"
 
-    async def test_stat_tells_which_are_here(
-        self, ring: Ring, http: aiohttp.ClientSession
-    ) -> None:
+    async def test_stat_tells_which_are_here(self, ring: Ring, http: aiohttp.ClientSession) -> None:
         data, _ = blob()
         digest = await put_internal(http, ring.origins[0], data)
         _, absent = blob(1)
@@ -233,9 +229,7 @@ class TestInternalGet:
         async with http.post(ring.origins[0].url("/internal/blobs/stat"), json=asked) as answer:
             assert json.loads(await answer.read()) == {"present": {str(digest): len(data)}}
 
-    @pytest.mark.parametrize(
-        "body", [b"", b"[]", b'{"digests": 1}', b'{"digests": ["x"]}', b"{"]
-    )
+    @pytest.mark.parametrize("body", [b"", b"[]", b'{"digests": 1}', b'{"digests": ["x"]}', b"{"])
     async def test_stat_of_nonsense_is_a_bad_request(
         self, ring: Ring, http: aiohttp.ClientSession, body: bytes
     ) -> None:
@@ -307,9 +301,7 @@ class TestPublicPut:
     ) -> None:
         data, digest = blob()
         origin = ring.in_order(digest)[member]
-        async with http.put(
-            origin.url(f"/namespace/library/blobs/{digest}"), data=data
-        ) as answer:
+        async with http.put(origin.url(f"/namespace/library/blobs/{digest}"), data=data) as answer:
             assert answer.status == 201, await answer.text()
             assert len(ring.holders(digest)) >= 2
         owners = ring.in_order(digest)[:3]
@@ -348,9 +340,7 @@ class TestPublicPut:
         first, *others = ring.in_order(digest)
         for other in others:
             other.kill()
-        async with http.put(
-            first.url(f"/namespace/a/blobs/{digest}"), data=data
-        ) as answer:
+        async with http.put(first.url(f"/namespace/a/blobs/{digest}"), data=data) as answer:
             assert answer.status == 503
             body = await answer.text()
         assert all(other.host in body for other in others)
@@ -482,9 +472,7 @@ class TestChunkedUpload:
         url = URL(await self.start(ring, http, digest), encoded=True)
         async with http.patch(url, data=data[:10]) as answer:
             assert answer.status == 202
-        async with http.patch(
-            url, data=data[20:30], headers={"Content-Range": "20-29"}
-        ) as answer:
+        async with http.patch(url, data=data[20:30], headers={"Content-Range": "20-29"}) as answer:
             assert answer.status == 416
             assert answer.headers["Range"] == "0-9"
 
@@ -526,5 +514,5 @@ class TestChunkedUpload:
 async def until(condition: Any, within: float = 10.0) -> None:
     """Wait for something that another process does."""
     async with asyncio.timeout(within):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 another process makes it true
             await asyncio.sleep(0.02)

@@ -71,9 +71,7 @@ class TestUpload:
         self, ring: Ring, cluster: OriginCluster, tmp_path: Path
     ) -> None:
         source = Source(tmp_path)
-        result = await cluster.upload(
-            source.digest, source.path, len(source.data), deadline=soon()
-        )
+        result = await cluster.upload(source.digest, source.path, len(source.data), deadline=soon())
         assert result.copies >= 2
         assert set(result.hosts) <= ring.holders(source.digest)
         await cluster.drain(10)
@@ -85,9 +83,7 @@ class TestUpload:
         source = Source(tmp_path)
         with source.path.open("rb") as file:
             source.path.unlink()
-            await cluster.upload(
-                source.digest, file.fileno(), len(source.data), deadline=soon()
-            )
+            await cluster.upload(source.digest, file.fileno(), len(source.data), deadline=soon())
         await cluster.drain(10)
         for origin in ring.origins:
             assert origin.path(source.digest).read_bytes() == source.data
@@ -98,9 +94,7 @@ class TestUpload:
         source = Source(tmp_path)
         dead = ring.in_order(source.digest)[0]
         dead.kill()
-        result = await cluster.upload(
-            source.digest, source.path, len(source.data), deadline=soon()
-        )
+        result = await cluster.upload(source.digest, source.path, len(source.data), deadline=soon())
         assert result.copies == 2
         assert dead.host not in result.hosts
 
@@ -190,9 +184,7 @@ class TestUpload:
 
 
 class TestStat:
-    async def test_the_size_or_none(
-        self, cluster: OriginCluster, tmp_path: Path
-    ) -> None:
+    async def test_the_size_or_none(self, cluster: OriginCluster, tmp_path: Path) -> None:
         source = Source(tmp_path)
         assert await cluster.stat(source.digest, deadline=soon()) is None
         await source.put(cluster)
@@ -226,9 +218,7 @@ class TestStat:
             await cluster.stat(source.digest, deadline=soon())
         assert all(origin.host in str(failed.value) for origin in ring.origins)
 
-    async def test_many_at_once(
-        self, ring: Ring, cluster: OriginCluster, tmp_path: Path
-    ) -> None:
+    async def test_many_at_once(self, ring: Ring, cluster: OriginCluster, tmp_path: Path) -> None:
         sources = [Source(tmp_path, 1000) for _ in range(5)]
         for source in sources:
             await source.put(cluster)
@@ -237,13 +227,27 @@ class TestStat:
         digests = [*(source.digest for source in sources), *absent]
         presence = await cluster.stat_many(digests, deadline=soon())
         assert presence.sizes == {source.digest: 1000 for source in sources}
-        assert all(
-            presence.copies[source.digest] == set(ring.config.hosts) for source in sources
-        )
+        assert all(presence.copies[source.digest] == set(ring.config.hosts) for source in sources)
         assert presence.unasked == {}
         ring.origins[0].kill()
         presence = await cluster.stat_many(digests, deadline=soon())
         assert set(presence.sizes) == {source.digest for source in sources}
+        assert list(presence.unasked) == [ring.origins[0].host]
+
+    async def test_many_do_not_wait_for_a_frozen_origin_when_enough_others_have_them(
+        self, ring: Ring, cluster: OriginCluster, tmp_path: Path
+    ) -> None:
+        source = Source(tmp_path, 1000)
+        await source.put(cluster)
+        await cluster.drain(10)
+        ring.origins[0].freeze()
+        try:
+            async with asyncio.timeout(2):
+                presence = await cluster.stat_many([source.digest], deadline=soon())
+        finally:
+            ring.origins[0].thaw()
+        assert presence.sizes == {source.digest: 1000}
+        assert presence.copies[source.digest] == {origin.host for origin in ring.origins[1:]}
         assert list(presence.unasked) == [ring.origins[0].host]
 
 

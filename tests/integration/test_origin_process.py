@@ -83,9 +83,10 @@ def test_a_ring_smaller_than_its_quorum_is_not_ready(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["listen", "peer.listen"])
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path, key: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(
-        ("127.0.0.1", 0)
-    ) as other:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
         used = f"127.0.0.1:{taken.getsockname()[1]}"
         free = f"127.0.0.1:{other.getsockname()[1]}"
         other.close()
@@ -185,9 +186,7 @@ class NoBlobs:
     def damaged(self, digest: Digest, index: int) -> None: ...
 
 
-async def test_it_seeds_its_blobs_and_sets_a_damaged_one_aside(
-    alone: Ring, tmp_path: Path
-) -> None:
+async def test_it_seeds_its_blobs_and_sets_a_damaged_one_aside(alone: Ring, tmp_path: Path) -> None:
     origin = alone.origins[0]
     data = os.urandom(5 * MIB + 1)
     digest = Digest.of(data)
@@ -224,7 +223,7 @@ async def test_it_seeds_its_blobs_and_sets_a_damaged_one_aside(
         pieces = PieceFile(located.metainfo, other, executor, present=0, verified=0)
         node.leech(pieces, located.peers)
         async with asyncio.timeout(15):
-            while path.exists():
+            while path.exists():  # noqa: ASYNC110 another process removes it
                 await asyncio.sleep(0.02)
         await node.stop()
     await http.close()

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 PATIENCE = 30.0
@@ -158,6 +159,32 @@ async def test_a_service_that_dies_is_reported_and_the_rest_goes_on(tmp_path: Pa
         cluster.process.send_signal(signal.SIGINT)
         status, _ = await cluster.ended()
         assert status == 0
+
+
+async def test_a_request_that_never_ends_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    async with up(tmp_path, "--agents", "1") as cluster:
+        document = await cluster.ready()
+        fds = pidfds(document)
+        address = urlsplit(document["proxies"][0])
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+        digest = f"sha256:{'0' * 64}"
+        for origin in document["origins"]:
+            host = urlsplit(origin)
+            _, slow = await asyncio.open_connection(host.hostname, host.port)
+            slow.write(
+                f"PUT /namespace/x/blobs/{digest} HTTP/1.1\r\nHost: {host.netloc}\r\n"
+                "Content-Length: 1000000\r\n\r\nnever more than this".encode()
+            )
+            await slow.drain()
+        writer.write(b"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        await writer.drain()
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
+        cluster.process.send_signal(signal.SIGTERM)
+        status, complaints = await cluster.ended()
+        assert loop.time() - asked < 10
+        assert (status, complaints) == (0, [])
+        assert all_ended(fds, 0)
 
 
 async def test_nothing_survives_a_killed_supervisor(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_config_show_prints_values_with_their_origins(role: str, tmp_path: Path)
     rows = [tuple(part.strip() for part in row.split("#")) for row in result.stdout.splitlines()]
     assert ("listen: 127.0.0.1:1", f"file {path}") in rows
     assert ("level: info", "default") in rows
-    assert ("shutdown_grace: 8s", "default") in rows
+    assert ("shutdown_grace: 7s", "default") in rows
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -64,7 +64,7 @@ def test_config_show_without_a_file_prints_the_defaults_and_what_must_be_set(rol
     result = run("config", "show", "--service", role)
     assert result.exit_code == 0, result.output
     rows = [tuple(part.strip() for part in row.split("#")) for row in result.stdout.splitlines()]
-    assert ("shutdown_grace: 8s", "default") in rows
+    assert ("shutdown_grace: 7s", "default") in rows
     assert ("hosts:", "must be set") in rows
     assert ("replicas: 3", "default") in rows
     assert all(row[1] in {"default", "must be set"} for row in rows if len(row) > 1)

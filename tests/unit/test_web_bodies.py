@@ -286,6 +286,16 @@ def test_a_slow_client_gets_all_while_others_are_served(path: Path) -> None:
     on_each_loop(scenario)
 
 
+def test_a_client_that_wants_the_connection_closed_still_gets_all(path: Path) -> None:
+    async def scenario() -> None:
+        async with served(("GET", "/blob", blob_of(path))) as address, wire(address) as http:
+            await http.send("GET /blob HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            await http.head()
+            assert await http.rest() == CONTENT
+
+    on_each_loop(scenario)
+
+
 def _drain(sock: socket.socket, size: int) -> None:
     received = bytearray()
     while b"\r\n\r\n" not in received:

@@ -23,7 +23,7 @@ from shoal.cluster.readiness import ReadinessProbe
 READY_WITHIN = 60.0
 """Seconds that a cluster has to become ready."""
 
-STOP_WITHIN = 9.0
+STOP_WITHIN = 9.5
 """Seconds that the services have to drain and stop before they are killed."""
 
 

@@ -13,7 +13,7 @@ from shoal.config.units import Address, Duration
 class Config(BaseModel):
     """Base of every section: unknown keys are errors, and nothing changes after the start."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class LogConfig(Config):

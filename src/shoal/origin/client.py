@@ -180,10 +180,7 @@ class OriginCluster:
         await self._noting(host, self._http.upload(url, source, size, deadline=deadline))
 
     async def _has(self, host: str, digest: Digest, size: int, deadline: Deadline) -> bool:
-        try:
-            present = await self._stat_on(host, [digest], deadline)
-        except NotFound:
-            return False
+        present = await self._stat_on(host, [digest], deadline)
         return present.get(str(digest)) == size
 
     async def drain(self, timeout: float) -> None:
@@ -245,7 +242,7 @@ class OriginCluster:
         as soon as fewer hosts than that are silent, and one dead origin does not stop a push from
         finding out that it must send a layer. Raises `Unreachable` when more could not be asked.
         """
-        wanted = len(self._config.hosts) - self._config.write_quorum
+        wanted = max(0, len(self._config.hosts) - self._config.write_quorum)
 
         def enough(poll: Poll[int]) -> float | None:
             if poll.found:
@@ -269,33 +266,51 @@ class OriginCluster:
         `sizes` is certainly not there only when nobody is in `unasked`.
         """
         wanted = list(dict.fromkeys(digests))
+        own = {digest: self.owners(digest) for digest in wanted}
         sizes: dict[Digest, int] = {}
         copies: dict[Digest, set[str]] = {}
         unasked: dict[str, CallFailed] = {}
-
-        async def ask(host: str, batch: list[Digest]) -> None:
-            try:
-                present = await self._stat_on(host, batch, deadline)
-            except CallFailed as error:
-                unasked[host] = error
-                return
-            for digest in batch:
-                size = present.get(str(digest))
-                if size is not None:
-                    sizes.setdefault(digest, size)
-                    copies.setdefault(digest, set()).add(host)
-
-        own = {digest: self.owners(digest) for digest in wanted}
-        await asyncio.gather(*(ask(*item) for item in _by_host(own)))
+        await self._ask_batches(own, sizes, copies, unasked, deadline)
         rest = {
-            digest: [host for host in self._config.hosts if host not in own[digest]]
+            digest: [host for host in self.members if host not in own[digest]]
             for digest in wanted
             if digest not in sizes
         }
-        await asyncio.gather(*(ask(*item) for item in _by_host(rest)))
+        await self._ask_batches(rest, sizes, copies, unasked, deadline)
         return Presence(
             sizes, {digest: frozenset(hosts) for digest, hosts in copies.items()}, unasked
         )
+
+    async def _ask_batches(
+        self,
+        hosts_of: Mapping[Digest, Sequence[str]],
+        sizes: dict[Digest, int],
+        copies: dict[Digest, set[str]],
+        unasked: dict[str, CallFailed],
+        deadline: Deadline,
+    ) -> None:
+        """Ask each host for its digests; add what they say to the last three dicts."""
+        batches = _by_host(hosts_of)
+        quorum = self._config.write_quorum
+
+        async def ask(host: str) -> dict[str, int]:
+            present = await self._stat_on(host, batches[host], deadline)
+            for digest in batches[host]:
+                if (size := present.get(str(digest))) is not None:
+                    sizes.setdefault(digest, size)
+                    copies.setdefault(digest, set()).add(host)
+            return present
+
+        def enough(_: Poll[dict[str, int]]) -> float | None:
+            # Nobody need wait for a silent host to learn of a third copy.
+            safe = all(len(copies.get(digest, ())) >= quorum for digest in hosts_of)
+            return LINGER if safe else None
+
+        poll: Poll[dict[str, int]] = Poll()
+        await poll.ask(list(batches), ask, enough=enough)
+        silent = batches.keys() - poll.found.keys() - poll.unasked.keys()
+        unasked.update(poll.unasked)
+        unasked.update((host, _silent(host)) for host in sorted(silent))
 
     async def metainfo(self, digest: Digest, *, deadline: Deadline) -> Located | None:
         """The blob's pieces and the origins that have it, or None: it is not there.
@@ -456,12 +471,16 @@ def _hold(source: Path | int) -> int:
     )
 
 
-def _by_host(hosts_of: Mapping[Digest, Sequence[str]]) -> list[tuple[str, list[Digest]]]:
+def _by_host(hosts_of: Mapping[Digest, Sequence[str]]) -> dict[str, list[Digest]]:
     batches: dict[str, list[Digest]] = {}
     for digest, hosts in hosts_of.items():
         for host in hosts:
             batches.setdefault(host, []).append(digest)
-    return list(batches.items())
+    return batches
+
+
+def _silent(host: str) -> Unreachable:
+    return Unreachable("POST", _url(host, "/internal/blobs/stat"), "no answer yet; enough had it")
 
 
 def _check(metainfo: Metainfo, digest: Digest, host: str) -> None:

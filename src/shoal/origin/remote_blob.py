@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
 from shoal.model.digest import Digest
@@ -42,16 +43,13 @@ class RemoteBlob:
 
         Raises `Unreachable` when every host failed since the last byte came.
         """
-        failures: list[str] = []
-        hosts = list(self._hosts)
+        hosts = deque(self._hosts)
+        failures: dict[str, str] = {}
+        fruitless = 0
         while start < stop:
-            if not hosts:
-                detail = f"{self.digest}: no origin could go on from byte {start}: " + "; ".join(
-                    failures
-                )
-                raise Unreachable("GET", f"/internal/blobs/{self.digest}", detail)
-            host = hosts.pop(0)
-            before = start
+            if fruitless == len(hosts):
+                raise self._nobody_left(start, failures)
+            host, before = hosts[0], start
             try:
                 async with aclosing(self._from(host, start, stop)) as chunks:
                     async for chunk in chunks:
@@ -60,12 +58,17 @@ class RemoteBlob:
                 if start < stop:
                     raise Unreachable("GET", host, f"the body ended at byte {start} of {stop}")
             except CallFailed as error:
-                failures.append(f"{host}: {error.detail}")
+                failures[host] = error.detail
                 if not isinstance(error, NotFound):
                     self._health.failed(host, time.monotonic())
-                if start > before:
-                    # Whoever gave bytes may be asked again, after all the others.
-                    hosts = [other for other in self._hosts if other != host] + [host]
+                # Whoever gave bytes may be asked again, after all the others.
+                hosts.rotate(-1)
+                fruitless = 0 if start > before else fruitless + 1
+
+    def _nobody_left(self, start: int, failures: Mapping[str, str]) -> Unreachable:
+        tried = "; ".join(f"{host}: {why}" for host, why in failures.items())
+        detail = f"{self.digest}: no origin could go on from byte {start}: {tried}"
+        return Unreachable("GET", f"/internal/blobs/{self.digest}", detail)
 
     async def _from(self, host: str, start: int, stop: int) -> AsyncGenerator[bytes]:
         url = f"http://{host}/internal/blobs/{self.digest}"

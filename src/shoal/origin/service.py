@@ -87,9 +87,15 @@ class OriginService:
         return FileBlob(file, whole.metainfo.size)
 
     async def _keep(self, received: Received) -> None:
-        """Move a received blob into place; a caller that goes away does not stop it half-way."""
+        """Move a received blob into place; when cancelled, wait until that is done or has failed."""
         with refusing_when_full(Digest.parse(received.metainfo.digest)):
-            await asyncio.shield(submit(self._local.keep, received.file, received.metainfo))
+            keeping = submit(self._local.keep, received.file, received.metainfo)
+            try:
+                await asyncio.wait([keeping])
+            except asyncio.CancelledError:
+                await asyncio.wait([keeping])
+                raise
+            keeping.result()
 
     def _unknown(self, digest: Digest) -> BlobUnknown:
         return BlobUnknown(f"{digest} is not on {self.name}", detail={"digest": str(digest)})

@@ -35,7 +35,7 @@ _MAX_BAN = 3600.0
 _STUCK = 30.0
 """Seconds that a peer may take nothing of what it asked for."""
 
-_CREDIT_BYTES = 16 * 1024 * 1024
+_CREDIT_BYTES = 8 * 1024 * 1024
 """What a seed shows a leecher in advance; at least 4 pieces."""
 
 log = structlog.get_logger(__name__)

@@ -7,6 +7,10 @@ _FAST = 0.5
 """Seconds in which a piece should come; while it does, more is asked for in advance."""
 
 _SLOW = 1.5
+
+MAX_PIECES = 128
+"""Pieces asked for in advance at most, however small; less than what a peer bears."""
+
 _FIRST_PENALTY = 2.0
 _MAX_PENALTY = 60.0
 
@@ -24,10 +28,11 @@ class Pace:
         self._last_bytes = 0.0
         self.in_flight = 0
         """Bytes asked for and not yet come."""
+        self._pieces = 0
 
     def room(self, length: int, now: float) -> bool:
         """Whether a piece of this length may be asked for now; one always may, unless punished."""
-        if now < self._away_until:
+        if now < self._away_until or self._pieces >= MAX_PIECES:
             return False
         return self.in_flight == 0 or self.in_flight + length <= self._target
 
@@ -36,10 +41,12 @@ class Pace:
         if self.in_flight == 0:
             self._last_bytes = now
         self.in_flight += length
+        self._pieces += 1
 
     def dropped(self, length: int) -> None:
         """A piece will not come: cancelled, rejected or given up."""
         self.in_flight -= length
+        self._pieces -= 1
 
     def bytes_came(self, now: float) -> None:
         """Some of a piece's bytes came."""
@@ -48,6 +55,7 @@ class Pace:
     def completed(self, length: int, took: float) -> None:
         """A piece is whole, `took` seconds after it was asked for."""
         self.in_flight -= length
+        self._pieces -= 1
         self._strikes = 0
         if took < _FAST:
             self._target = min(self._limit, self._target + length)

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from shoal.swarm import bits as bitset
 
 
+_TAKE_OVER = 1
+"""Pieces of other seeds' share that a leecher is shown at a time."""
+
+
 @dataclass(slots=True)
 class _Leecher:
     have: int
@@ -89,9 +93,12 @@ class Seeding:
         own = open_to & self._own
         if own:
             return own & -own
-        if open_to:
+        # The other seeds are about to show theirs: few are taken over at a time, or all go twice.
+        taken_over = (leecher.shown & ~leecher.have & ~self._own).bit_count()
+        if open_to and (taken_over < _TAKE_OVER or leecher.grant):
+            leecher.grant -= taken_over >= _TAKE_OVER
             return 1 << (open_to.bit_length() - 1)
-        if leecher.grant:
+        if leecher.grant and not open_to:
             rest = bitset.full(self._count) & ~leecher.have & ~leecher.shown
             leecher.grant -= 1
             return rest & -rest

@@ -107,18 +107,20 @@ class HttpClient:
     ) -> Answer:
         """Ask, and return the whole answer when its status is expected.
 
-        `json` may be anything that msgspec encodes. Raises `CallFailed`: `NotFound` for 404,
-        `Overloaded` for 429 and 5xx, `Rejected` for other statuses, `Unreachable` when there was no
-        proper answer.
+        `json` may be anything that msgspec encodes. A POST whose kept connection turns out to be
+        closed (the service was restarted) is sent once more, as the HTTP library does for the
+        idempotent methods: every POST between services may be repeated. Raises `CallFailed`:
+        `NotFound` for 404, `Overloaded` for 429 and 5xx, `Rejected` for other statuses,
+        `Unreachable` when there was no proper answer.
         """
         head = dict(headers or {})
         if json is not None:
             data = msgspec.json.encode(json)
             head.setdefault("Content-Type", "application/json")
-        timeout = aiohttp.ClientTimeout(
-            total=_remaining(method, url, deadline), sock_connect=self._connect_timeout
-        )
-        with _mapped(method, url, "no answer in time"):
+        remaining = _remaining(method, url, deadline)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self._connect_timeout)
+
+        async def ask() -> Answer:
             async with self._open().request(
                 method,
                 _url(url, params),
@@ -128,8 +130,16 @@ class HttpClient:
                 allow_redirects=False,
             ) as response:
                 body = await _whole(method, url, response)
-                status, answered = response.status, response.headers
-        answer = Answer(method, url, status, answered, body)
+                return Answer(method, url, response.status, response.headers, body)
+
+        with _mapped(method, url, f"no answer within {remaining:.1f} s"):
+            async with asyncio.timeout(remaining):
+                try:
+                    answer = await ask()
+                except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+                    if method != "POST" or not _dropped(error) or isinstance(data, AsyncIterator):
+                        raise
+                    answer = await ask()
         _check(answer, expect)
         return answer
 
@@ -154,7 +164,7 @@ class HttpClient:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=self._connect_timeout, sock_read=idle_timeout
         )
-        with _mapped(method, url, "no answer in time"):
+        with _mapped(method, url, f"no answer within {remaining:.1f} s"):
             async with asyncio.timeout(remaining):
                 response = await self._open().request(
                     method,
@@ -250,6 +260,11 @@ def _mapped(method: str, url: str, late: str) -> Iterator[None]:
         raise Unreachable(method, url, detail) from error
     except (aiohttp.ClientError, BadAnswer, OSError, ValueError) as error:
         raise Unreachable(method, url, _reason(error)) from error
+
+
+def _dropped(error: aiohttp.ClientError) -> bool:
+    """Whether a connection that stood was closed, so that a new one may work."""
+    return not isinstance(error, aiohttp.ClientConnectorError)
 
 
 def _reason(error: Exception) -> str:
