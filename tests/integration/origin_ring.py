@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,10 @@ def running_ring(
             for member in members:
                 if member.process is not None:
                     member.kill()
+
+
+async def until(condition: Callable[[], bool], within: float = 10.0) -> None:
+    """Wait for something that another process does."""
+    async with asyncio.timeout(within):
+        while not condition():  # noqa: ASYNC110 another process makes it true
+            await asyncio.sleep(0.02)

@@ -21,7 +21,7 @@ from yarl import URL
 
 from shoal.model.digest import Digest
 from shoal.swarm.metainfo import metainfo_of
-from tests.integration.origin_ring import Origin, Ring, running_ring
+from tests.integration.origin_ring import Origin, Ring, running_ring, until
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -509,10 +509,3 @@ class TestChunkedUpload:
         async with http.patch(url, data=data) as answer:
             assert answer.status == 404
             assert code(await answer.read()) == "BLOB_UPLOAD_UNKNOWN"
-
-
-async def until(condition: Any, within: float = 10.0) -> None:
-    """Wait for something that another process does."""
-    async with asyncio.timeout(within):
-        while not condition():  # noqa: ASYNC110 another process makes it true
-            await asyncio.sleep(0.02)

@@ -19,7 +19,7 @@ from shoal.swarm.metainfo import metainfo_of
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import NotFound, Unreachable
-from tests.integration.origin_ring import Ring, running_ring
+from tests.integration.origin_ring import Ring, running_ring, until
 
 MIB = 1024 * 1024
 
@@ -136,7 +136,7 @@ class TestUpload:
         with pytest.raises(QuorumFailed, match="DIGEST_INVALID"):
             await source.put(cluster)
         assert ring.holders(source.digest) == set()
-        assert not any(origin.leftovers() for origin in ring.origins)
+        await until(lambda: not any(origin.leftovers() for origin in ring.origins))
 
     async def test_what_a_host_has_is_not_sent_again(
         self, ring: Ring, cluster: OriginCluster, tmp_path: Path

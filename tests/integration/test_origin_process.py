@@ -30,7 +30,7 @@ from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.swarm.pieces import PieceFile, SharedFile
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
-from tests.integration.origin_ring import Ring, running_ring
+from tests.integration.origin_ring import Ring, running_ring, until
 
 MIB = 1024 * 1024
 
@@ -222,8 +222,6 @@ async def test_it_seeds_its_blobs_and_sets_a_damaged_one_aside(alone: Ring, tmp_
         other = SharedFile(tmp_path / "other", create=len(data))
         pieces = PieceFile(located.metainfo, other, executor, present=0, verified=0)
         node.leech(pieces, located.peers)
-        async with asyncio.timeout(15):
-            while path.exists():  # noqa: ASYNC110 another process removes it
-                await asyncio.sleep(0.02)
+        await until(lambda: not path.exists())
         await node.stop()
     await http.close()

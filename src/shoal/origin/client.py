@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +28,7 @@ from shoal.origin.messages import (
     StatRequest,
 )
 from shoal.origin.poll import Poll
+from shoal.origin.presence import Census, Presence
 from shoal.origin.quorum import Attempt, Placement, QuorumFailed
 from shoal.origin.remote_blob import RemoteBlob
 from shoal.ring.config import OriginsConfig
@@ -52,6 +53,8 @@ HEDGE_AFTER = 0.5
 PROBE_FROM = 1024 * 1024
 """Bytes from which an upload first asks whether the host has the blob already."""
 
+__all__ = ["Located", "OriginCluster", "Presence", "QuorumFailed", "RemoteBlob", "UploadResult"]
+
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -62,15 +65,6 @@ class UploadResult:
 
     copies: int
     hosts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Presence:
-    """Which blobs are there, on which hosts, and who could not be asked."""
-
-    sizes: Mapping[Digest, int]
-    copies: Mapping[Digest, frozenset[str]]
-    unasked: Mapping[str, CallFailed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,50 +261,17 @@ class OriginCluster:
         """
         wanted = list(dict.fromkeys(digests))
         own = {digest: self.owners(digest) for digest in wanted}
-        sizes: dict[Digest, int] = {}
-        copies: dict[Digest, set[str]] = {}
-        unasked: dict[str, CallFailed] = {}
-        await self._ask_batches(own, sizes, copies, unasked, deadline)
-        rest = {
-            digest: [host for host in self.members if host not in own[digest]]
-            for digest in wanted
-            if digest not in sizes
-        }
-        await self._ask_batches(rest, sizes, copies, unasked, deadline)
-        return Presence(
-            sizes, {digest: frozenset(hosts) for digest, hosts in copies.items()}, unasked
+
+        async def ask(host: str, batch: Sequence[Digest]) -> dict[str, int]:
+            return await self._stat_on(host, batch, deadline)
+
+        census = Census(ask, quorum=self._config.write_quorum, linger=LINGER)
+        await census.round(own)
+        missing = [digest for digest in wanted if digest not in census.sizes]
+        await census.round(
+            {digest: [h for h in self.members if h not in own[digest]] for digest in missing}
         )
-
-    async def _ask_batches(
-        self,
-        hosts_of: Mapping[Digest, Sequence[str]],
-        sizes: dict[Digest, int],
-        copies: dict[Digest, set[str]],
-        unasked: dict[str, CallFailed],
-        deadline: Deadline,
-    ) -> None:
-        """Ask each host for its digests; add what they say to the last three dicts."""
-        batches = _by_host(hosts_of)
-        quorum = self._config.write_quorum
-
-        async def ask(host: str) -> dict[str, int]:
-            present = await self._stat_on(host, batches[host], deadline)
-            for digest in batches[host]:
-                if (size := present.get(str(digest))) is not None:
-                    sizes.setdefault(digest, size)
-                    copies.setdefault(digest, set()).add(host)
-            return present
-
-        def enough(_: Poll[dict[str, int]]) -> float | None:
-            # Nobody need wait for a silent host to learn of a third copy.
-            safe = all(len(copies.get(digest, ())) >= quorum for digest in hosts_of)
-            return LINGER if safe else None
-
-        poll: Poll[dict[str, int]] = Poll()
-        await poll.ask(list(batches), ask, enough=enough)
-        silent = batches.keys() - poll.found.keys() - poll.unasked.keys()
-        unasked.update(poll.unasked)
-        unasked.update((host, _silent(host)) for host in sorted(silent))
+        return census.presence()
 
     async def metainfo(self, digest: Digest, *, deadline: Deadline) -> Located | None:
         """The blob's pieces and the origins that have it, or None: it is not there.
@@ -469,18 +430,6 @@ def _hold(source: Path | int) -> int:
     return (
         os.dup(source) if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
     )
-
-
-def _by_host(hosts_of: Mapping[Digest, Sequence[str]]) -> dict[str, list[Digest]]:
-    batches: dict[str, list[Digest]] = {}
-    for digest, hosts in hosts_of.items():
-        for host in hosts:
-            batches.setdefault(host, []).append(digest)
-    return batches
-
-
-def _silent(host: str) -> Unreachable:
-    return Unreachable("POST", _url(host, "/internal/blobs/stat"), "no answer yet; enough had it")
 
 
 def _check(metainfo: Metainfo, digest: Digest, host: str) -> None:

@@ -106,7 +106,7 @@ class Placement:
             return work
         if work.done():
             work.result()
-            raise self._failed("no host is left to try")
+            raise self._failed("no host is left that could make it up")
         pending = sorted(self._running.values())
         await _stop(work)
         raise self._failed(f"the deadline passed while waiting for {', '.join(pending)}")

@@ -87,7 +87,7 @@ class OriginService:
         return FileBlob(file, whole.metainfo.size)
 
     async def _keep(self, received: Received) -> None:
-        """Move a received blob into place; when cancelled, wait until that is done or has failed."""
+        """Move a received blob into place; when cancelled, wait until that has come to its end."""
         with refusing_when_full(Digest.parse(received.metainfo.digest)):
             keeping = submit(self._local.keep, received.file, received.metainfo)
             try:
