@@ -308,7 +308,7 @@ class Stage:
                 await host.node.stop()
         if error is None:
             assert asyncio.all_tasks() - self._tasks - {asyncio.current_task()} == set()
-            assert self.faults == []
+            assert self.faults == [], self.faults
             await until(lambda: open_files() == self._files)
 
     async def host(self, *, origin: tuple[int, int] | None = None, **settings: Any) -> Host:

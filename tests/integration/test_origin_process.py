@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -120,19 +121,21 @@ def test_sigterm_drains_and_stops(alone: Ring) -> None:
             f"Content-Length: {len(data)}\r\n\r\n".encode()
         )
         sock.sendall(data[: MIB // 2])
-        wait_for_upload(origin.data)
+        wait_for(lambda: os.listdir(origin.data / "incoming") != [])
         assert origin.process is not None
         origin.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: "stopping" in origin.log.read_text())
         sock.sendall(data[MIB // 2 :])
-        assert b" 201 " in sock.recv(1000).splitlines()[0]
+        assert sock.recv(1000).startswith(b"HTTP/1.1 201 ")
     assert origin.ended() == 0
     assert origin.path(digest).read_bytes() == data
 
 
-def wait_for_upload(data_dir: Path) -> None:
-    until = time.monotonic() + 10
-    while not os.listdir(data_dir / "incoming"):
-        assert time.monotonic() < until
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for something that another process does."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.01)
 
 
@@ -148,7 +151,7 @@ def test_sigterm_ends_an_upload_that_stands_still(tmp_path: Path) -> None:
                 f"PUT /internal/blobs/{digest} HTTP/1.1\r\nHost: x\r\n"
                 "Content-Length: 1000000\r\n\r\n".encode()
             )
-            wait_for_upload(origin.data)
+            wait_for(lambda: os.listdir(origin.data / "incoming") != [])
             began = time.monotonic()
             assert origin.end(signal.SIGTERM) == 0
             assert time.monotonic() - began < 8

@@ -180,7 +180,7 @@ async def test_a_reader_gets_runs_in_order_and_any_number_may_read(stage: Stage)
         reader = object()
         blob.set_reader(reader, start)
         parts = []
-        with leecher.path(content).open("rb") as file:
+        with leecher.path(content).open("rb", buffering=0) as file:
             async for begin, end in blob.pieces.readable(start, stop):
                 file.seek(begin)
                 parts.append(file.read(end - begin))

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -161,23 +161,21 @@ async def test_a_service_that_dies_is_reported_and_the_rest_goes_on(tmp_path: Pa
         assert status == 0
 
 
-async def test_a_request_that_never_ends_does_not_hold_up_the_stop(tmp_path: Path) -> None:
-    async with up(tmp_path, "--agents", "1") as cluster:
+async def test_requests_that_never_end_do_not_hold_up_the_stop(tmp_path: Path) -> None:
+    digest = f"sha256:{'0' * 64}"
+    async with up(tmp_path, "--agents", "1") as cluster, AsyncExitStack() as connections:
         document = await cluster.ready()
         fds = pidfds(document)
-        address = urlsplit(document["proxies"][0])
-        _, writer = await asyncio.open_connection(address.hostname, address.port)
-        digest = f"sha256:{'0' * 64}"
-        for origin in document["origins"]:
-            host = urlsplit(origin)
-            _, slow = await asyncio.open_connection(host.hostname, host.port)
-            slow.write(
-                f"PUT /namespace/x/blobs/{digest} HTTP/1.1\r\nHost: {host.netloc}\r\n"
-                "Content-Length: 1000000\r\n\r\nnever more than this".encode()
-            )
-            await slow.drain()
-        writer.write(b"POST /v2/x/blobs/uploads/ HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-        await writer.drain()
+        for url, request in (
+            *((origin, f"PUT /namespace/x/blobs/{digest}") for origin in document["origins"]),
+            (document["proxies"][0], "POST /v2/x/blobs/uploads/"),
+        ):
+            address = urlsplit(url)
+            _, writer = await asyncio.open_connection(address.hostname, address.port)
+            connections.callback(writer.close)
+            head = f"{request} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 1000\r\n\r\n"
+            writer.write(f"{head}never more than this".encode())
+            await writer.drain()
         loop = asyncio.get_running_loop()
         asked = loop.time()
         cluster.process.send_signal(signal.SIGTERM)

@@ -119,10 +119,12 @@ async def _drain(started: Sequence[tuple[web.AppRunner, Listener]], grace: float
 
 
 def _close_idle(runner: web.AppRunner, active: set[asyncio.Transport | None]) -> None:
-    """Close connections that wait for a request; the others close after the one they have."""
+    """Close connections that wait for a request; the others close when those are drained.
+
+    Not by the server's own `pre_shutdown`: it drops what is still to come of a body.
+    """
     if runner.server is None:
         return
-    runner.server.pre_shutdown()
     for connection in runner.server.connections:
         if connection.transport not in active:
             connection.force_close()
