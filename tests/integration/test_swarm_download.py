@@ -354,6 +354,21 @@ async def test_what_is_damaged_after_it_was_checked_is_not_given_either(stage: S
     await until(lambda: (content.digest, 3) in seed.shelf.damages)
 
 
+async def test_a_piece_counts_as_verified_as_soon_as_its_check_has_ended(stage: Stage) -> None:
+    """Else whoever asks in that moment is told that it is right, and finds no byte to read."""
+    content = pieces(2)
+    host = await stage.seed(content)
+    file = host.shelf.blobs[content.digest]()
+    check = file._start_check(0)
+    async with asyncio.timeout(PATIENCE):
+        while not check.done():
+            await asyncio.sleep(0)
+    assert await file.ensure(0)
+    assert file.verified == 1
+    assert file.verified_until(0) == PIECE
+    file.close()
+
+
 async def test_a_blob_that_cannot_be_read_counts_as_not_here(stage: Stage) -> None:
     content = pieces(4)
     broken = await stage.host()
@@ -495,6 +510,20 @@ async def test_a_download_that_is_given_up_leaves_the_others_on_the_connection_a
     assert list(seed.node.links) == [leecher.peer.id]
     # And it can be taken up anew.
     await leecher.fetch(dropped, [seed])
+
+
+async def test_a_piece_that_comes_as_its_blob_is_taken_away_is_written_nowhere(
+    stage: Stage,
+) -> None:
+    content = pieces(2)
+    leecher = await stage.host()
+    blob = leecher.leech(content, [])
+    blob.pieces.close()
+    with pytest.raises(OSError, match="taken away"):
+        await blob.pieces.store(0, memoryview(content.piece(0)))
+    with pytest.raises(OSError, match="taken away"):
+        blob.pieces.file.acquire()
+    del leecher.node.blobs[content.digest]
 
 
 # -- bounds

@@ -25,8 +25,13 @@ SPEC_NAME = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(\/[a-z0-9]+((\.|_|__|
 SPEC_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}\Z")
 
 NAME_LIKE = st.text("ab0._-/A", max_size=20)
-NAMES = st.from_regex(SPEC_NAME).map(lambda text: text[:MAX_NAME]).filter(SPEC_NAME.match)
-TAGS = st.from_regex(re.compile(SPEC_TAG.pattern, re.ASCII), fullmatch=True)
+WORDS = st.text("ab0", min_size=1, max_size=4)
+NAMES = st.lists(WORDS, min_size=1, max_size=5).flatmap(
+    lambda words: st.sampled_from([".", "_", "__", "-", "---", "/"]).map(
+        lambda separator: separator.join(words)
+    )
+)
+TAGS = st.text("aZ0_.-", min_size=1, max_size=128).filter(SPEC_TAG.match)
 
 
 @given(NAME_LIKE | st.text(max_size=10))

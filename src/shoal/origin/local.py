@@ -27,6 +27,9 @@ DAMAGED = ".damaged"
 
 _READ = 1024 * 1024
 
+_MAX_WRITTEN = 65_536
+"""Blobs that are remembered as written by this process."""
+
 log = structlog.get_logger()
 
 
@@ -44,6 +47,8 @@ class LocalBlobs:
     def __init__(self, store: BlobStore) -> None:
         self._store = store
         self._reading = threading.Lock()
+        self._noting = threading.Lock()
+        self._written: dict[Digest, tuple[int, int]] = {}
 
     def find(self, digest: Digest) -> Whole | None:
         """The copy on this disk, or None when there is none or it turned out to be damaged."""
@@ -65,7 +70,18 @@ class LocalBlobs:
     def keep(self, file: Path, metainfo: Metainfo) -> StoredBlob:
         """Move a verified file into place; when this returns, it is on stable storage."""
         digest = Digest.parse(metainfo.digest)
-        return self._store.adopt(file, digest, {METAINFO: metainfo.encode()}, durable=True)
+        blob = self._store.adopt(file, digest, {METAINFO: metainfo.encode()}, durable=True)
+        with self._noting:
+            self._written[digest] = _stamp(blob.path)
+            if len(self._written) > _MAX_WRITTEN:
+                del self._written[next(iter(self._written))]
+        return blob
+
+    def is_as_written(self, whole: Whole) -> bool:
+        """Whether this process wrote the copy, from verified bytes, and nobody touched it since."""
+        with self._noting:
+            written = self._written.get(whole.blob.digest)
+        return written is not None and written == _stamp(whole.blob.path)
 
     def _metainfo(self, digest: Digest) -> Metainfo | None:
         data = self._store.sidecar(digest, METAINFO)
@@ -125,6 +141,12 @@ class LocalBlobs:
             "set aside a damaged copy", digest=str(digest), size=found, expected=metainfo.size
         )
         return None
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Changes when somebody writes to the file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def damaged(path: Path) -> Path:

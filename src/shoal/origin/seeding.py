@@ -21,7 +21,8 @@ log = structlog.get_logger()
 class SeededBlobs:
     """The blobs of this origin for its peer endpoint (`shoal.swarm.node.BlobProvider`).
 
-    A piece is checked against its BLAKE3 digest before this process first gives it to anyone.
+    A piece that this process did not write is checked against its BLAKE3 digest before it is
+    first given to anyone.
     """
 
     def __init__(self, local: LocalBlobs, forget: Callable[[Digest], None]) -> None:
@@ -44,7 +45,8 @@ class SeededBlobs:
         except FileNotFoundError:
             return None
         present = bits.full(whole.metainfo.count)
-        return PieceFile(whole.metainfo, file, self._checking, present=present, verified=0)
+        verified = present if self._local.is_as_written(whole) else 0
+        return PieceFile(whole.metainfo, file, self._checking, present=present, verified=verified)
 
     def damaged(self, digest: Digest, index: int) -> None:
         """A piece is not what it should be: read the whole copy again, and set it aside."""

@@ -9,6 +9,7 @@ while the process was down is found out piece by piece, at the moment of use.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
@@ -47,7 +48,10 @@ class SharedFile:
         return status.st_size, status.st_mtime_ns
 
     def acquire(self) -> SharedFile:
-        """One more user."""
+        """One more user; raises OSError when the last one has let it go."""
+        if self._users == 0:
+            # Its number may be another file's by now.
+            raise OSError(errno.EBADF, "the file was closed, as its blob was taken away")
         self._users += 1
         return self
 
@@ -56,6 +60,7 @@ class SharedFile:
         self._users -= 1
         if self._users == 0:
             os.close(self.fd)
+            self.fd = -1
 
     def run(self, executor: Executor, work: Callable[[], T]) -> asyncio.Future[T]:
         """Work on the file in a thread; it stays open until that has ended, cancelled or not."""
@@ -144,7 +149,10 @@ class PieceFile:
             return True
         if not self.present >> index & 1:
             return False
-        return await asyncio.shield(self._start_check(index))
+        check = self._start_check(index)
+        right = await asyncio.shield(check)
+        self._checked(index, check)  # This may run before the check's own callback does.
+        return right
 
     def _start_check(self, index: int) -> asyncio.Future[bool]:
         check = self._checking.get(index)
@@ -160,7 +168,9 @@ class PieceFile:
         return len(data) == stop - start and self.metainfo.matches(index, data)
 
     def _checked(self, index: int, done: asyncio.Future[bool]) -> None:
-        self._checking.pop(index, None)
+        if self._checking.get(index) is not done:
+            return
+        del self._checking[index]
         if not done.cancelled() and done.exception() is None and done.result():
             self._mark(index)
             return

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from shoal.swarm import bits as bitset
 
-
 _TAKE_OVER = 1
 """Pieces of other seeds' share that a leecher is shown at a time."""
 
