@@ -14,7 +14,7 @@ from shoal.bench import content
 from shoal.bench.client import Transfer, download, push_blob
 from shoal.bench.report import GIB, Result, mb_per_s, median_by_role
 from shoal.bench.usage import Usage
-from shoal.bench.yardstick import nginx
+from shoal.bench.yardstick import nginx, touch_memory
 from shoal.cluster.layout import Shape
 from shoal.cluster.supervisor import Cluster
 
@@ -34,6 +34,7 @@ class _Run:
     nginx: Transfer | None
     cold_cpu_s: dict[str, float]
     cached_cpu_s: dict[str, float]
+    untouched_write_s: float
 
 
 async def measure(cluster: Cluster, folder: Path, size: int, runs: int) -> Result:
@@ -44,7 +45,7 @@ async def measure(cluster: Cluster, folder: Path, size: int, runs: int) -> Resul
     source = www / "blob"
     await asyncio.to_thread(content.write_random, source, size)
     async with nginx(www) as yardstick:
-        measured = [await _run(cluster, source, yardstick) for _ in range(runs)]
+        measured = [await _run(cluster, source, size, yardstick) for _ in range(runs)]
     wall_s = median(run.cold.wall_s for run in measured)
     return Result(
         bench="pull",
@@ -57,6 +58,7 @@ async def measure(cluster: Cluster, folder: Path, size: int, runs: int) -> Resul
         rss_mb=Usage(cluster.pids()).peak_rss_mb(),
         extras={
             "agent_idle_rss_mb": idle_rss_mb,
+            "untouched_write_s": median(run.untouched_write_s for run in measured),
             "client_cpu_s_per_gib": GIB / size * median(r.cold.client_cpu_s for r in measured),
             "cached": {
                 **_figures([run.cached for run in measured]),
@@ -67,11 +69,12 @@ async def measure(cluster: Cluster, folder: Path, size: int, runs: int) -> Resul
     )
 
 
-async def _run(cluster: Cluster, source: Path, yardstick: str | None) -> _Run:
+async def _run(cluster: Cluster, source: Path, size: int, yardstick: str | None) -> _Run:
     proxy, agent = cluster.layout.of("proxy")[0].url(), cluster.layout.of("agent")[0].url()
     digest = await asyncio.to_thread(content.renew, source)
     await asyncio.to_thread(push_blob, proxy, _REPOSITORY, source, digest)
     await asyncio.to_thread(os.sync)
+    write_s = await asyncio.to_thread(touch_memory, source.parent, 2 * size)
     url = f"{agent}/v2/{_REPOSITORY}/blobs/{digest}"
     usage = Usage(cluster.pids())
     cold = await asyncio.to_thread(download, url)
@@ -83,7 +86,7 @@ async def _run(cluster: Cluster, source: Path, yardstick: str | None) -> _Run:
     served = None
     if yardstick is not None:
         served = await asyncio.to_thread(download, f"{yardstick}/{source.name}")
-    return _Run(cold, cached, served, cold_cpu_s, cached_cpu_s)
+    return _Run(cold, cached, served, cold_cpu_s, cached_cpu_s, write_s / 2)
 
 
 def _figures(transfers: list[Transfer]) -> dict[str, float]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import random
 import socket
 from collections import deque
@@ -438,7 +439,12 @@ class SwarmNode:
 async def _connect(host: str, port: int) -> socket.socket:
     """Connect to the first address of the host that answers."""
     loop = asyncio.get_running_loop()
-    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # Only names need a resolver, which costs a thread; numbers are parsed in place.
+    addresses = (
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        if _is_numeric(host)
+        else await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    )
     failure: OSError = OSError(f"{host} has no address")
     for family, kind, protocol, _, address in addresses:
         sock = socket.socket(family, kind, protocol)
@@ -454,3 +460,11 @@ async def _connect(host: str, port: int) -> socket.socket:
         else:
             return sock
     raise failure
+
+
+def _is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

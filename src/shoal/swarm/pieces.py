@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from pathlib import Path
@@ -89,6 +90,8 @@ class PieceFile:
         self.present = present | verified
         self.verified = verified
         self._executor = executor
+        self._writing = threading.Lock()
+        """Threads that write to one file at a time spin in the kernel for it; here they sleep."""
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._checking: dict[int, asyncio.Future[bool]] = {}
         self._failure: Exception | None = None
@@ -137,11 +140,15 @@ class PieceFile:
         if not self.metainfo.matches(index, data):
             return False
         offset, _ = self.metainfo.span(index)
+        with self._writing:
+            self._write(data, offset)
+        return True
+
+    def _write(self, data: memoryview, offset: int) -> None:
         while data:
             written = os.pwrite(self.file.fd, data, offset)
             data = data[written:]
             offset += written
-        return True
 
     async def ensure(self, index: int) -> bool:
         """Whether the piece is here and right; checks it once if it is present and not verified."""
@@ -174,6 +181,8 @@ class PieceFile:
         if not done.cancelled() and done.exception() is None and done.result():
             self._mark(index)
             return
+        if self.verified >> index & 1:
+            return  # It came from elsewhere meanwhile.
         self.present &= ~(1 << index)
         if self.on_damaged is not None:
             self.on_damaged(index)
