@@ -74,7 +74,6 @@ class Download:
         self._namespace = namespace
         self._sources = sources
         self._damaged = damaged
-        self._verified_over_http = 0
 
     async def run(self) -> None:
         """Fetch the blob and cache it. Failures go to those who read, and into the log."""
@@ -85,15 +84,18 @@ class Download:
             pieces = await self._open(metainfo)
             self.pieces.set_result(pieces)
             await self._fetch(pieces, peers)
-            await asyncio.to_thread(self._sources.library.finish, pieces)
             pieces.settled()
+            await asyncio.to_thread(self._sources.library.finish, pieces)
         except asyncio.CancelledError:
-            self._fail(pieces, Unavailable(f"{self.digest}: this agent stops"))
+            self._fail(pieces, Unavailable(f"{self.digest}: the download was ended"))
             raise
         except (ApiError, CallFailed, OSError) as error:
             self._fail(pieces, error)
             _DOWNLOADS.labels("failed").inc()
             log.warning("download failed", digest=str(self.digest), error=str(error))
+        except Exception as error:
+            self._fail(pieces, Unavailable(f"{self.digest}: the agent failed: {error!r}"))
+            raise  # A fault of ours: those who read must not wait, and the log gets all of it.
         else:
             _DOWNLOADS.labels("complete").inc()
             log.info("download complete", digest=str(self.digest), size=metainfo.size)
@@ -102,9 +104,14 @@ class Download:
         if not self.pieces.done():
             self.pieces.set_exception(error)
             self.pieces.exception()  # Nobody may be waiting any more.
-        if pieces is not None:
-            pieces.fail(error)
+        if pieces is None:
+            return
+        pieces.fail(error)
+        swarm = self._sources.node.blobs.get(self.digest)
+        if swarm is not None and swarm.pieces is pieces:
             self._sources.node.remove(self.digest)
+        else:
+            pieces.close()
 
     async def _locate(self, deadline: Deadline) -> tuple[Metainfo, list[PeerInfo]]:
         """Metainfo and peers from the tracker, or from the origins when no tracker answers.
@@ -132,24 +139,25 @@ class Download:
         damaged = self._damaged
         if damaged is None:
             return await asyncio.to_thread(self._sources.library.partial, metainfo)
-        await asyncio.to_thread(self._sources.library.demote, self.digest)
-        if damaged.metainfo == metainfo:
+        kept = await asyncio.to_thread(self._sources.library.demote, self.digest)
+        if kept and damaged.metainfo == metainfo:
             return damaged
-        # Cut into other pieces than when it was cached: who reads the old file must start anew.
+        # The file is gone, or the blob is cut into other pieces than when it was cached: who reads
+        # the old file must start anew.
         damaged.fail(Unavailable(f"{self.digest} was damaged on disk and is fetched again"))
         self._sources.node.remove(self.digest)
         return await asyncio.to_thread(self._sources.library.partial, metainfo)
 
     async def _fetch(self, pieces: PieceFile, peers: list[PeerInfo]) -> None:
         """Return when the blob is whole and its digest is right."""
-        if self._sources.node.blobs.get(self.digest) is None:
-            self._sources.node.add(pieces)
         hashing = asyncio.create_task(self._hash(pieces))
         try:
             await self._check_present(pieces)
             if pieces.metainfo.count <= 1:
                 await self._fetch_small(pieces)
-            if not pieces.all_verified:
+            if pieces.all_verified:
+                self._sources.node.add(pieces)
+            else:
                 self.swarm = self._sources.node.leech(pieces, peers)
                 await self._watch(pieces, self.swarm, hashing)
             found = await hashing

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import Executor
-from contextlib import suppress
 from pathlib import Path
 
 from shoal.model.digest import Digest
@@ -80,11 +79,15 @@ class Library:
         sidecars = {_METAINFO: pieces.metainfo.encode()}
         self._store.adopt(self._partial_path(pieces.digest), pieces.digest, sidecars, durable=False)
 
-    def demote(self, digest: Digest) -> None:
-        """A cached blob turned out to be damaged: it becomes a partial one."""
-        with suppress(FileNotFoundError):
+    def demote(self, digest: Digest) -> bool:
+        """A cached blob turned out to be damaged: it becomes a partial one, if it is still here."""
+        try:
             os.replace(self._store.path(digest), self._partial_path(digest))
+            kept = True
+        except FileNotFoundError:
+            kept = False
         self._store.delete(digest)
+        return kept
 
     def discard_partial(self, digest: Digest) -> None:
         """What came is not the blob: nothing of it is kept."""

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
+from time import monotonic
 
 import structlog
 
@@ -12,7 +14,7 @@ from shoal.agent.body import AgentBlob
 from shoal.agent.download import Download, Sources
 from shoal.buildindex.client import BuildIndexClient
 from shoal.model.digest import Digest
-from shoal.model.errors import BlobUnknown, ManifestUnknown
+from shoal.model.errors import BlobUnknown, ManifestUnknown, Unavailable
 from shoal.model.manifest import MAX_MANIFEST_BYTES
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.pieces import PieceFile
@@ -38,8 +40,11 @@ class AgentService:
         self._index = index
         self._sources: Sources
         self._downloads: dict[Digest, Download] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[Digest, asyncio.Task[None]] = {}
         self._cached: set[Digest] = set()
+        self._fresh: set[Digest] = set()
+        """Cached since the trackers were last told."""
+        self._news = asyncio.Event()
 
     def connect(self, sources: Sources) -> None:
         """Give it the swarm, which in turn needs this service as its provider."""
@@ -125,6 +130,10 @@ class AgentService:
         try:
             async with asyncio.timeout(deadline.remaining()):
                 return await asyncio.shield(download.pieces)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"neither trackers nor origins have said in time where {download.digest} is"
+            ) from error
         except NotFound as error:
             raise BlobUnknown(
                 f"no origin has blob {download.digest}", detail={"digest": str(download.digest)}
@@ -136,8 +145,7 @@ class AgentService:
         download = Download(digest, namespace, self._sources, damaged)
         self._downloads[digest] = download
         task = asyncio.get_running_loop().create_task(self._run(download))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[digest] = task
         return download
 
     async def _run(self, download: Download) -> None:
@@ -145,13 +153,15 @@ class AgentService:
         try:
             await download.run()
         finally:
-            self._downloads.pop(digest, None)
+            del self._downloads[digest]
+            del self._tasks[digest]
         swarm = self._node_blob(digest)
         if swarm is None or not swarm.pieces.all_verified:
             return
         swarm.pieces.on_damaged = lambda _: self._mend(digest)
         self._cached.add(digest)
-        await self._tell_trackers([AnnouncedBlob(str(digest), complete=True)])
+        self._fresh.add(digest)
+        self._news.set()
 
     # -- sharing: this host as its peers see it
 
@@ -188,23 +198,29 @@ class AgentService:
     async def announce(self) -> None:
         """Tell the trackers again and again what is here, until cancelled."""
         self._cached.update(await asyncio.to_thread(self._sources.library.digests))
-        interval = _DEFAULT_INTERVAL
+        interval, told = _DEFAULT_INTERVAL, -math.inf
         while True:
-            fetching = set(self._downloads)
-            blobs = [
-                AnnouncedBlob(str(digest), complete=digest not in fetching)
-                for digest in self._cached | fetching
-            ]
-            if blobs:
-                interval = await self._tell_trackers(blobs) or interval
-            await asyncio.sleep(interval)
+            if monotonic() - told >= interval:
+                told = monotonic()
+                blobs, complete = self._cached | set(self._downloads), self._cached
+            else:
+                blobs, complete = self._fresh, self._fresh
+            self._news.clear()
+            self._fresh = set()
+            interval = await self._tell_trackers(blobs, complete) or interval
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, told + interval - monotonic())):
+                    await self._news.wait()
 
-    async def _tell_trackers(self, blobs: list[AnnouncedBlob]) -> float:
+    async def _tell_trackers(self, blobs: set[Digest], complete: set[Digest]) -> float:
         """Announce blobs; the seconds after which to do so again, 0 when no tracker answered."""
+        if not blobs:
+            return 0.0
         sources = self._sources
+        announced = [AnnouncedBlob(str(digest), digest in complete) for digest in blobs]
         try:
             answer = await sources.tracker.announce(
-                sources.node.peer, blobs, deadline=Deadline.after(_ANNOUNCE_TIMEOUT)
+                sources.node.peer, announced, deadline=Deadline.after(_ANNOUNCE_TIMEOUT)
             )
         except CallFailed as error:
             log.warning("no tracker could be told what is here", blobs=len(blobs), error=str(error))
@@ -216,18 +232,21 @@ class AgentService:
         return answer.interval_s
 
     async def delete(self, digest: Digest) -> bool:
-        """Remove a blob from this host; whether it was here. One being fetched is not removed."""
-        if digest in self._downloads:
-            return False
+        """Remove a blob from this host; whether it was here. If it is being fetched, that ends."""
+        task = self._tasks.get(digest)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
         self._cached.discard(digest)
         self._sources.node.remove(digest)
         return await asyncio.to_thread(self._sources.library.delete, digest)
 
     async def stop(self) -> None:
         """End the downloads, keeping what came, and take leave of the trackers."""
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         with suppress(CallFailed):
             await self._sources.tracker.leave(
                 self._sources.node.peer.id, deadline=Deadline.after(_LEAVE_TIMEOUT)

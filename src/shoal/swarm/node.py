@@ -30,6 +30,7 @@ _TICK = 0.1
 """Seconds between looks for late pieces and stalled peers, while something is being fetched."""
 
 _JANITOR = 5.0
+_ACCEPT_PAUSE = 1.0
 _MAX_STRIKES = 3
 _BAN = 30.0
 _MAX_BAN = 3600.0
@@ -105,8 +106,12 @@ class SwarmNode:
         listener = socket.create_server((host, port), family=family, backlog=1024)
         listener.setblocking(False)
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._accept)
+        self._listen()
         self.spawn(self._janitor())
+
+    def _listen(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     @property
     def listening(self) -> bool:
@@ -259,7 +264,14 @@ class SwarmNode:
             return
         try:
             sock, _ = self._listener.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # Out of descriptors, most likely: the listener would be ready again at once.
+            log.warning("no peer accepted for a while", error=str(error), s=_ACCEPT_PAUSE)
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listener.fileno())
+            loop.call_later(_ACCEPT_PAUSE, self._listen)
             return
         accepted = sum(not link.dialed for link in (*self.links.values(), *self._strangers))
         if accepted >= self.config.max_accepted and not self._make_room():
