@@ -71,6 +71,8 @@ class Download:
         self.pieces: asyncio.Future[PieceFile] = asyncio.get_running_loop().create_future()
         """The file, as soon as the size of the blob is known; or why it cannot be had."""
         self.swarm: BlobSwarm | None = None
+        self.finishing = False
+        """The blob is whole and right, and is being given its place in the cache."""
         self._namespace = namespace
         self._sources = sources
         self._damaged = damaged
@@ -85,6 +87,7 @@ class Download:
             self.pieces.set_result(pieces)
             await self._fetch(pieces, peers)
             pieces.settled()
+            self.finishing = True
             await asyncio.to_thread(self._sources.library.finish, pieces)
         except asyncio.CancelledError:
             self._fail(pieces, Unavailable(f"{self.digest}: the download was ended"))

@@ -91,6 +91,9 @@ class AgentService:
 
     async def open_blob(self, repository: str, digest: Digest, deadline: Deadline) -> Blob:
         """A blob, from this host's disk or while it arrives."""
+        download = self._downloads.get(digest)
+        if download is not None and download.finishing:
+            await asyncio.wait([self._tasks[digest]])
         swarm = self._node_blob(digest)
         if swarm is None and digest not in self._downloads:
             cached = await asyncio.to_thread(self._sources.library.complete, digest)
