@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ("tests.missing_clients",)
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("shoal", deadline=None)
+settings.load_profile("shoal")
 
 
 class KeptTogether(LoadScopeScheduling):  # type: ignore[misc]  # the base has no types
