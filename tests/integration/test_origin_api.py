@@ -87,7 +87,7 @@ class TestInternalPut:
         async with http.get(origin.url("/internal/peer")) as answer:
             assert told["peer"] == json.loads(await answer.read())
         assert told["peer"]["origin"] is True
-        assert origin.leftovers() == []
+        await until(lambda: origin.leftovers() == [])
 
     async def test_a_blob_that_is_here_answers_200(
         self, ring: Ring, http: aiohttp.ClientSession
@@ -136,7 +136,7 @@ class TestInternalPut:
             assert answer.status == 400
             assert code(await answer.read()) == "DIGEST_INVALID"
         assert not origin.path(other).exists()
-        assert origin.leftovers() == []
+        await until(lambda: origin.leftovers() == [])
 
     async def test_a_client_that_vanishes_leaves_nothing(
         self, ring: Ring, http: aiohttp.ClientSession
@@ -170,7 +170,7 @@ class TestInternalPut:
         assert set(statuses) <= {200, 201}
         assert 201 in statuses
         assert ring.origins[0].path(digest).read_bytes() == data
-        assert ring.origins[0].leftovers() == []
+        await until(lambda: ring.origins[0].leftovers() == [])
 
     async def test_a_full_disk_is_told_and_nothing_kept(
         self, ring: Ring, http: aiohttp.ClientSession
@@ -190,7 +190,7 @@ class TestInternalPut:
             process.rlimit(resource.RLIMIT_FSIZE, unlimited)
         assert "no room" in body
         assert str(digest) in body
-        assert origin.leftovers() == []
+        await until(lambda: origin.leftovers() == [])
         await put_internal(http, origin, data)
 
 
@@ -331,7 +331,7 @@ class TestPublicPut:
             assert answer.status == 400
             assert code(await answer.read()) == "DIGEST_INVALID"
         assert ring.holders(other) == set()
-        assert not any(origin.leftovers() for origin in ring.origins)
+        await until(lambda: not any(origin.leftovers() for origin in ring.origins))
 
     async def test_fewer_copies_than_the_quorum_is_503_and_says_who_failed(
         self, ring: Ring, http: aiohttp.ClientSession
