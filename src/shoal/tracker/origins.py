@@ -20,6 +20,9 @@ from shoal.web.failures import CallFailed
 INTERVAL = 3.0
 """Seconds between two questions to one origin."""
 
+RETRY_INTERVAL = 0.5
+"""The same while it does not answer."""
+
 TIMEOUT = 2.0
 
 log = structlog.get_logger()
@@ -62,14 +65,17 @@ class OriginWatch:
         return len(self._silent) < len(self._hosts)
 
     def alive(self, origins: Iterable[PeerInfo]) -> list[PeerInfo]:
-        """The origins as they are now, without those that are down; all of them when all are."""
+        """The origins as they are now, without those that are down; all of them when all are.
+
+        Whose address is not known has not answered since the tracker started.
+        """
         now = [self._by_address.get((origin.host, origin.port), origin) for origin in origins]
-        down = {self._peers[host] for host in self._silent if host in self._peers}
-        return [origin for origin in now if origin not in down] or now
+        up = {peer for host, peer in self._peers.items() if host not in self._silent}
+        return [origin for origin in now if origin in up] or now
 
     async def _watch(self, host: str) -> None:
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(RETRY_INTERVAL if host in self._silent else INTERVAL)
             await self._ask(host)
 
     async def _ask(self, host: str) -> None:
