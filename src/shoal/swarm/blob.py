@@ -3,28 +3,38 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from shoal.swarm import bits as bitset
-from shoal.swarm.link import Link
+from shoal.swarm.link import Endpoint, Link
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.picker import Picker
 from shoal.swarm.pieces import PieceFile
 from shoal.swarm.seeding import Seeding
 from shoal.swarm.wire import Open, ProtocolError
 
-if TYPE_CHECKING:
-    from shoal.swarm.node import SwarmNode
-
 _WINDOW_BYTES = 32 * 1024 * 1024
 """What is fetched in order ahead of a reader, within 16 to 64 pieces."""
+
+
+class BlobEndpoint(Endpoint, Protocol):
+    """The process's peer endpoint as its blobs see it."""
+
+    rng: random.Random
+    links: dict[str, Link]
+
+    def connect(self, blob: BlobSwarm) -> None: ...
+    def fill(self, link: Link) -> None: ...
+    def refill(self, blob: BlobSwarm) -> None: ...
+    def ban(self, link: Link, reason: str) -> None: ...
 
 
 class BlobSwarm:
     """Wires the pure cores of one blob to the links that carry it."""
 
-    def __init__(self, node: SwarmNode, pieces: PieceFile, seeding: Seeding | None) -> None:
+    def __init__(self, node: BlobEndpoint, pieces: PieceFile, seeding: Seeding | None) -> None:
         self.node = node
         self.pieces = pieces
         self.metainfo = pieces.metainfo

@@ -6,13 +6,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 import structlog
 
+from shoal.model.digest import Digest
+from shoal.swarm.config import PeerConfig
 from shoal.swarm.connection import Connection
+from shoal.swarm.metainfo import Metainfo
 from shoal.swarm.pace import Pace
 from shoal.swarm.peers import PeerInfo
+from shoal.swarm.pieces import PieceFile
+from shoal.swarm.traffic import Traffic
 from shoal.swarm.wire import (
     MAX_CHANNELS,
     MAX_PIECES,
@@ -32,10 +38,6 @@ from shoal.swarm.wire import (
     Unknown,
 )
 
-if TYPE_CHECKING:
-    from shoal.swarm.blob import BlobSwarm
-    from shoal.swarm.node import SwarmNode
-
 log = structlog.get_logger(__name__)
 
 MAX_QUEUED = 256
@@ -45,24 +47,57 @@ MAX_OPENING = 1024
 """Blobs that a peer may have opened and that are still being looked up here."""
 
 
+class SharedBlob(Protocol):
+    """A blob as its links see it."""
+
+    digest: Digest
+    count: int
+    metainfo: Metainfo
+    pieces: PieceFile
+
+    def shown_at_first(self) -> tuple[bytes, bool]: ...
+    def on_have(self, link: Link, index: int) -> None: ...
+    def on_request(self, link: Link, index: int) -> None: ...
+    def on_reject(self, link: Link, index: int) -> None: ...
+    def on_piece(self, link: Link, index: int, payload: memoryview) -> bool: ...
+    def on_gone(self, link: Link) -> None: ...
+
+
+class Endpoint(Protocol):
+    """The process's peer endpoint as its links see it."""
+
+    config: PeerConfig
+    peer: PeerInfo
+    traffic: Traffic
+
+    def now(self) -> float: ...
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None: ...
+    def take_memory(self, link: Link, length: int) -> memoryview | None: ...
+    def give_back_memory(self, payload: memoryview) -> None: ...
+    def on_greeted(self, link: Link, peer: PeerInfo) -> None: ...
+    def on_open(self, link: Link, message: Open) -> None: ...
+    def on_damaged(self, digest: Digest, index: int) -> None: ...
+    def on_closed(self, link: Link, reason: str) -> None: ...
+
+
 class Link:
     """One peer. Says hello at once; everything else waits for the other side's hello."""
 
-    def __init__(self, node: SwarmNode, sock: socket.socket, *, dialed: bool) -> None:
+    def __init__(self, node: Endpoint, sock: socket.socket, *, dialed: bool) -> None:
         self.node = node
         self.dialed = dialed
         self.peer: PeerInfo | None = None
         self.pace = Pace(limit=node.config.pipeline, timeout=node.config.request_timeout)
-        self.blobs: dict[BlobSwarm, int] = {}
+        self.blobs: dict[SharedBlob, int] = {}
         """Our channel of each blob that we opened towards this peer."""
-        self._ours: dict[int, BlobSwarm] = {}
-        self._theirs: dict[int, BlobSwarm] = {}
+        self._ours: dict[int, SharedBlob] = {}
+        self._theirs: dict[int, SharedBlob] = {}
         self._opening: dict[int, int] = {}
         """Their channels of blobs being looked up here, and the pieces they have got meanwhile."""
         self._refused: set[int] = set()
         """Their channels of blobs that are not here; frames on them may still be under way."""
-        self._checking: set[tuple[BlobSwarm, int]] = set()
-        self._due: Counter[tuple[BlobSwarm, int]] = Counter()
+        self._checking: set[tuple[SharedBlob, int]] = set()
+        self._due: Counter[tuple[SharedBlob, int]] = Counter()
         """Pieces that may still come: asked for, cancelled ones included."""
         self._next_channel = 0
         self.greeted: asyncio.Future[PeerInfo] = asyncio.get_running_loop().create_future()
@@ -88,7 +123,7 @@ class Link:
 
     # -- what the node and its blobs tell this peer
 
-    def attach(self, blob: BlobSwarm) -> None:
+    def attach(self, blob: SharedBlob) -> None:
         """Take part in a blob with this peer, unless that is so already."""
         if blob in self.blobs or self.closed:
             return
@@ -102,7 +137,7 @@ class Link:
         bits, seed = blob.shown_at_first()
         self.connection.send(Open(channel, blob.digest, blob.count, bits, seed))
 
-    def detach(self, blob: BlobSwarm) -> None:
+    def detach(self, blob: SharedBlob) -> None:
         """No longer take part in a blob with this peer."""
         channel = self.blobs.pop(blob, None)
         if channel is not None:
@@ -110,13 +145,13 @@ class Link:
             self.connection.drop(channel)
             self.connection.send(Close(channel))
 
-    def show(self, blob: BlobSwarm, index: int) -> None:
+    def show(self, blob: SharedBlob, index: int) -> None:
         """Tell of one more piece."""
         channel = self.blobs.get(blob)
         if channel is not None:
             self.connection.send(Have(channel, index))
 
-    def request(self, blob: BlobSwarm, index: int) -> None:
+    def request(self, blob: SharedBlob, index: int) -> None:
         """Ask for a piece."""
         now = self.node.now()
         self.last_wanted = now
@@ -124,7 +159,7 @@ class Link:
         self._due[blob, index] += 1
         self.connection.send(Request(self.blobs[blob], index))
 
-    def cancel(self, blob: BlobSwarm, index: int) -> None:
+    def cancel(self, blob: SharedBlob, index: int) -> None:
         """A piece came from elsewhere."""
         self.pace.dropped(blob.metainfo.length(index))
         channel = self.blobs.get(blob)
@@ -188,7 +223,7 @@ class Link:
             case _:
                 pass
 
-    def opened(self, blob: BlobSwarm, channel: int) -> int | None:
+    def opened(self, blob: SharedBlob, channel: int) -> int | None:
         """A blob that the peer opened is open here: the pieces that it has got since.
 
         None when it has closed it meanwhile.
@@ -213,7 +248,7 @@ class Link:
         elif channel not in self._refused:
             self._their_blob(channel, index).on_have(self, index)
 
-    def _their_blob(self, channel: int, index: int) -> BlobSwarm:
+    def _their_blob(self, channel: int, index: int) -> SharedBlob:
         blob = self._theirs.get(channel)
         if blob is None:
             raise ProtocolError(f"channel {channel} was never opened")
@@ -221,7 +256,7 @@ class Link:
             raise ProtocolError(f"piece {index} of {blob.digest} which has {blob.count}")
         return blob
 
-    def _on_request(self, blob: BlobSwarm, index: int) -> None:
+    def _on_request(self, blob: SharedBlob, index: int) -> None:
         self.last_wanted = self.node.now()
         if self.connection.pieces_queued + len(self._checking) >= MAX_QUEUED:
             raise ProtocolError(f"more than {MAX_QUEUED} pieces asked for at once")
@@ -234,7 +269,7 @@ class Link:
             self._checking.add((blob, index))
             self.node.spawn(self._check_and_give(blob, index))
 
-    async def _check_and_give(self, blob: BlobSwarm, index: int) -> None:
+    async def _check_and_give(self, blob: SharedBlob, index: int) -> None:
         claimed = bool(blob.pieces.present >> index & 1)
         try:
             right = await blob.pieces.ensure(index)
@@ -254,16 +289,16 @@ class Link:
         if channel is not None:
             self.connection.send(Reject(channel, index))
         if claimed:
-            self.node.provider.damaged(blob.digest, index)
+            self.node.on_damaged(blob.digest, index)
 
-    def _give(self, blob: BlobSwarm, index: int) -> None:
+    def _give(self, blob: SharedBlob, index: int) -> None:
         channel = self.blobs.get(blob)
         if channel is not None:
             start, stop = blob.metainfo.span(index)
             piece = Piece(channel, index, stop - start)
             self.connection.send_piece(piece, blob.pieces.file, start)
 
-    def _on_cancel(self, blob: BlobSwarm, index: int) -> None:
+    def _on_cancel(self, blob: SharedBlob, index: int) -> None:
         self._checking.discard((blob, index))
         channel = self.blobs.get(blob)
         if channel is not None:
@@ -281,7 +316,7 @@ class Link:
             raise ProtocolError(f"piece {piece.index} of {blob.digest} was not asked for")
         return self.node.take_memory(self, piece.length)
 
-    def _no_longer_due(self, blob: BlobSwarm, index: int) -> None:
+    def _no_longer_due(self, blob: SharedBlob, index: int) -> None:
         self._due[blob, index] -= 1
         if self._due[blob, index] <= 0:
             del self._due[blob, index]

@@ -324,6 +324,10 @@ class SwarmNode:
             if blob.picker is not None and peer.id in blob.candidates:
                 link.attach(blob)
 
+    def on_damaged(self, digest: Digest, index: int) -> None:
+        """A piece that was thought to be on this host is not what it should be."""
+        self.provider.damaged(digest, index)
+
     def on_closed(self, link: Link, reason: str) -> None:
         """A connection is no more."""
         self._strangers.discard(link)
@@ -359,7 +363,7 @@ class SwarmNode:
         if link.closed:
             return
         now = self.now()
-        wanting = [blob for blob in link.blobs if blob.picker is not None and link.id in blob.links]
+        wanting = [blob for blob in self._shared(link) if blob.picker and link.id in blob.links]
         while wanting:
             for blob in tuple(wanting):
                 if not link.pace.room(blob.metainfo.piece_size, now):
@@ -369,6 +373,9 @@ class SwarmNode:
                     wanting.remove(blob)
                 else:
                     link.request(blob, index)
+
+    def _shared(self, link: Link) -> list[BlobSwarm]:
+        return [self.blobs[blob.digest] for blob in link.blobs if blob.digest in self.blobs]
 
     def refill(self, blob: BlobSwarm) -> None:
         """Pieces of a blob can be asked for again: of anyone who has room."""
@@ -420,7 +427,7 @@ class SwarmNode:
         if link.pace.punish(now) >= _MAX_STRIKES:
             link.close("it sent nothing of what it was asked for, again and again")
             return
-        for blob in tuple(link.blobs):
+        for blob in self._shared(link):
             blob.release_requests(link)
 
     async def _janitor(self) -> None:
@@ -432,7 +439,7 @@ class SwarmNode:
                 if stuck is not None and now - stuck > _STUCK:
                     link.close("it takes nothing of what it asked for")
                 elif now - link.last_wanted > self.config.idle_timeout and not any(
-                    blob.picker is not None for blob in link.blobs
+                    blob.picker is not None for blob in self._shared(link)
                 ):
                     link.close("nothing was wanted for a while")
             for digest, blob in tuple(self.blobs.items()):
