@@ -246,6 +246,26 @@ async def test_the_cache_survives_a_restart_even_when_everything_else_is_gone(
         assert await pull(http, agent, digest) == whole
 
 
+async def test_a_damaged_blob_that_nobody_can_mend_fails_at_once_and_is_mended_later(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    with RunningCluster.start(tmp_path, agents=1) as cluster:
+        data = os.urandom(SIZE)
+        digest = await upload(http, cluster, data)
+        agent = cluster.agents[0]
+        assert await pull(http, agent, digest) == data
+        flip(await eventually_cached(cluster, http, digest), 5 * MIN_PIECE)
+        others = ("origin-0", "origin-1", "origin-2", "tracker-0")
+        for service in others:
+            cluster.kill(service, signal.SIGTERM)
+        async with asyncio.timeout(30):
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await pull(http, agent, digest)
+        for service in others:
+            await asyncio.to_thread(cluster.restart, service)
+        assert await pull(http, agent, digest) == data
+
+
 async def test_a_partial_blob_goes_on_after_a_restart(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:

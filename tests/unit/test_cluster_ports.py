@@ -30,6 +30,12 @@ def test_a_block_is_free_again_after_its_cluster() -> None:
         assert again.first == first
 
 
+@pytest.mark.parametrize("base", [-1, 0, 65534, 70_000])
+def test_a_base_from_which_the_ports_do_not_fit_is_named(base: int) -> None:
+    with pytest.raises(PortsTaken, match=f"port base {base}: {BLOCK} ports"):
+        reserve(BLOCK, base)
+
+
 def test_a_taken_port_of_the_block_is_named() -> None:
     with reserve(BLOCK) as ports:
         first = ports.first

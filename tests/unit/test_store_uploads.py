@@ -86,6 +86,29 @@ def test_discard_ends_a_session_for_those_who_still_hold_it(sessions: UploadSess
     assert not session.busy
 
 
+def test_a_discarded_session_holds_no_descriptor(sessions: UploadSessions) -> None:
+    session = sessions.open(sessions.start())
+    assert session is not None
+    before = len(os.listdir("/proc/self/fd"))
+    session.writer.append([b"a manifest"])
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    sessions.discard(session.id)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_discard_leaves_the_file_open_to_the_request_that_is_writing(
+    sessions: UploadSessions,
+) -> None:
+    session = begin(sessions)
+    before = len(os.listdir("/proc/self/fd"))
+    with session.exclusive() as writer:
+        writer.append([b"more "])
+        sessions.discard(session.id)
+        writer.append([b"and more"])
+        assert session.size == len(b"half of more and more")
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_discard_is_content_when_the_file_was_adopted(sessions: UploadSessions) -> None:
     session = begin(sessions)
     session.path.rename(session.path.with_name("elsewhere"))

@@ -51,7 +51,7 @@ def admin_application(
     async def delete_blob(request: web.Request) -> web.Response:
         digest = _digest(request)
         if not await service.delete(digest):
-            raise BlobUnknown(f"{digest} is not cached here, or is being fetched")
+            raise BlobUnknown(f"{digest} is not on this host")
         return web.Response(status=202)
 
     async def get_swarm(_: web.Request) -> web.Response:

@@ -108,6 +108,8 @@ class Download:
             self.pieces.set_exception(error)
             self.pieces.exception()  # Nobody may be waiting any more.
         if pieces is None:
+            pieces = self._damaged  # Its readers wait for what now nobody brings.
+        if pieces is None:
             return
         pieces.fail(error)
         swarm = self._sources.node.blobs.get(self.digest)
@@ -147,6 +149,7 @@ class Download:
             return damaged
         # The file is gone, or the blob is cut into other pieces than when it was cached: who reads
         # the old file must start anew.
+        self._damaged = None
         damaged.fail(Unavailable(f"{self.digest} was damaged on disk and is fetched again"))
         self._sources.node.remove(self.digest)
         return await asyncio.to_thread(self._sources.library.partial, metainfo)

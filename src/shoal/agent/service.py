@@ -161,7 +161,8 @@ class AgentService:
         swarm = self._node_blob(digest)
         if swarm is None or not swarm.pieces.all_verified:
             return
-        swarm.pieces.on_damaged = lambda _: self._mend(digest)
+        pieces = swarm.pieces
+        pieces.on_damaged = lambda _: self._mend(pieces)
         self._cached.add(digest)
         self._fresh.add(digest)
         self._news.set()
@@ -174,7 +175,7 @@ class AgentService:
             return None
         pieces = await asyncio.to_thread(self._sources.library.complete, digest)
         if pieces is not None:
-            pieces.on_damaged = lambda _: self._mend(digest)
+            pieces.on_damaged = lambda _: self._mend(pieces)
         return pieces
 
     def damaged(self, digest: Digest, index: int) -> None:
@@ -183,18 +184,23 @@ class AgentService:
 
     def _share(self, pieces: PieceFile) -> BlobSwarm:
         swarm = self._sources.node.add(pieces)
-        swarm.pieces.on_damaged = lambda _: self._mend(pieces.digest)
+        swarm.pieces.on_damaged = lambda _: self._mend(swarm.pieces)
         return swarm
 
-    def _mend(self, digest: Digest) -> None:
+    def _mend(self, pieces: PieceFile) -> None:
         """A cached blob is damaged: fetch what is wrong again, while those who read it wait."""
+        digest = pieces.digest
         swarm = self._node_blob(digest)
-        if swarm is None or digest in self._downloads:
+        if swarm is None or swarm.pieces is not pieces:
+            # A slow reader's file, which the node no longer shares: the next reader has it mended.
+            pieces.fail(Unavailable(f"{digest} is damaged on this host's disk; ask again"))
+            return
+        if digest in self._downloads:
             return
         log.warning("a cached blob is damaged; fetching it again", digest=str(digest))
         self._cached.discard(digest)
-        swarm.pieces.on_damaged = None
-        self._download(digest, "", swarm.pieces)
+        pieces.on_damaged = None
+        self._download(digest, "", pieces)
 
     # -- trackers
 

@@ -50,9 +50,11 @@ class PortBlocks:
 def reserve(size: int, base: int | None = None) -> PortBlocks:
     """Reserve `size` ports (a multiple of `BLOCK`) from `base`, or the lowest ones that are free.
 
-    Raises `PortsTaken` naming the port that is in use.
+    Raises `PortsTaken` naming the port that is in use, or the base from which they do not fit.
     """
     if base is not None:
+        if not 1 <= base <= 65536 - size:
+            raise PortsTaken(f"port base {base}: {size} ports from there do not lie in 1 to 65535")
         return _take(base, size)
     for first in range(FIRST, LAST - size + 1, BLOCK):
         try:

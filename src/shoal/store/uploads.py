@@ -45,6 +45,14 @@ class UploadSession:
         """Let nobody write any more; a request that is writing still finishes."""
         self._ended = True
 
+    def close(self) -> None:
+        """Close the file; a request that is writing does so itself, when it is done."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self.writer.close()
+            finally:
+                self._lock.release()
+
     @contextmanager
     def exclusive(self) -> Iterator[BlobWriter]:
         """Give the writer, to one request at a time; the second gets `UploadConflict` at once.
@@ -114,6 +122,9 @@ class UploadSessions:
             (self._root / session_id).unlink()
         except FileNotFoundError:
             return session is not None
+        finally:
+            if session is not None:
+                session.close()  # After the name is gone, so that nothing opens the file again.
         return True
 
     def expire(self, now: float, ttl: float) -> list[str]:

@@ -43,6 +43,7 @@ class BlobWriter:
         self.algorithm = algorithm
         self._pieces = pieces
         self._lock = threading.Lock()
+        self._appending = threading.Lock()
         self._fd: int | None = None
         if _resumed is None:
             self._hasher, self.size = new_hasher(algorithm), 0
@@ -64,13 +65,14 @@ class BlobWriter:
 
         On an `OSError` (disk full) the file and the hash are as they were before the batch.
         """
-        descriptor = self._open()
-        try:
-            _write_all(descriptor, chunks)
-        except OSError:
-            os.ftruncate(descriptor, self.size)
-            os.lseek(descriptor, self.size, os.SEEK_SET)
-            raise
+        with self._appending:
+            descriptor = self._open()
+            try:
+                _write_all(descriptor, chunks)
+            except OSError:
+                os.ftruncate(descriptor, self.size)
+                os.lseek(descriptor, self.size, os.SEEK_SET)
+                raise
         for chunk in chunks:
             self._hasher.update(chunk)
             if self._pieces is not None:
@@ -107,8 +109,12 @@ class BlobWriter:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Let go of the file, which stays; a later `append` opens it again."""
-        with self._lock:
+        """Let go of the file, which stays; a later `append` opens it again.
+
+        Waits for an `append` under way, whose caller may have been cancelled: its descriptor's
+        number could be another file's by then.
+        """
+        with self._appending, self._lock:
             descriptor, self._fd = self._fd, None
         if descriptor is not None:
             os.close(descriptor)
