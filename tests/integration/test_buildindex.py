@@ -8,11 +8,12 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from shoal.buildindex.client import BuildIndexClient
+from shoal.buildindex.dependencies import IndexChildren
 from shoal.model.digest import Digest
 from shoal.model.errors import DigestInvalid, ManifestBlobUnknown, ManifestInvalid, NameUnknown
 from shoal.model.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
@@ -30,7 +31,10 @@ _names = (f"test/app-{number}" for number in itertools.count())
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
     options = ["--proxies", "0", "--build-indexes", "2"]
     folder = tmp_path_factory.mktemp("cluster")
-    with RunningCluster.start(folder, agents=0, options=options) as running:
+    # What these tests leave out never comes.
+    quick = {"initial": "20ms", "attempts": 2}
+    config = {"build-index": {"resolver": {"manifest": quick, "existence": quick}}}
+    with RunningCluster.start(folder, agents=0, options=options, config=config) as running:
         yield running
 
 
@@ -178,11 +182,11 @@ async def test_a_missing_dependency_is_named_and_the_old_tag_stays(
     with pytest.raises(ManifestBlobUnknown, match="push them first") as caught:
         await registry.put(repository, "latest", broken)
     nothing_but_config = sorted([str(layer), str(Digest.of(broken))])
-    assert caught.value.detail == {"missing": nothing_but_config}
+    assert caught.value.detail == {"missing": nothing_but_config, "attempts": 2}
     await registry.store(broken)
     with pytest.raises(ManifestBlobUnknown) as caught:
         await registry.put(repository, "latest", broken)
-    assert caught.value.detail == {"missing": [str(layer)]}
+    assert caught.value.detail == {"missing": [str(layer)], "attempts": 2}
     assert await registry.tag(repository, "latest") == old
 
 
@@ -193,7 +197,29 @@ async def test_a_missing_child_of_an_index_is_named(registry: Registry, reposito
     await registry.store(index)
     with pytest.raises(ManifestBlobUnknown) as caught:
         await registry.put(repository, "all", index)
-    assert caught.value.detail == {"missing": [str(Digest.of(elsewhere))]}
+    assert caught.value.detail == {"missing": [str(Digest.of(elsewhere))], "attempts": 2}
+
+
+async def test_an_index_whose_children_live_elsewhere_is_tagged_on_request(
+    registry: Registry, repository: str
+) -> None:
+    here = await registry.image(repository)
+    elsewhere = image_manifest(Digest.of(b"x"), Digest.of(b"y"))
+    sparse = index_of(here, elsewhere)
+    digest = await registry.store(sparse)
+    with pytest.raises(ManifestBlobUnknown):
+        await registry.put(repository, "all", sparse)
+    for name, children in (("sparse", "present"), ("bare", "ignore")):
+        await registry.indexes[0].put_tag(
+            repository,
+            name,
+            digest,
+            sparse,
+            None,
+            deadline=soon(),
+            index_children=cast("IndexChildren", children),
+        )
+        assert await registry.tag(repository, name) == digest
 
 
 async def test_a_check_finds_the_same_and_tags_nothing(registry: Registry, repository: str) -> None:
@@ -309,6 +335,9 @@ DIGEST = f"sha256:{'0' * 64}"
         (("PUT", "/tags/app:v1/digest/md5:00", b"{}"), 400, "DIGEST_INVALID"),
         (("PUT", f"/tags/app:v1/digest/{DIGEST}", b"{}"), 400, "DIGEST_INVALID"),
         (("PUT", f"/tags/app:v1/digest/{DIGEST}", None), 404, "MANIFEST_BLOB_UNKNOWN"),
+        (("PUT", f"/tags/app:v1/digest/{DIGEST}?replicate=1", None), 400, "BAD_REQUEST"),
+        (("PUT", f"/tags/app:v1/digest/{DIGEST}?index_children=no", None), 400, "BAD_REQUEST"),
+        (("POST", f"/manifests/app/{DIGEST}/check?index_children=", None), 400, "BAD_REQUEST"),
         (("POST", f"/manifests/APP/{DIGEST}/check", b"{}"), 400, "NAME_INVALID"),
         (("GET", "/repositories/absent/tags", None), 404, "NAME_UNKNOWN"),
         (("GET", "/repositories?n=many", None), 400, "BAD_REQUEST"),

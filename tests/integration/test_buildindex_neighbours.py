@@ -29,6 +29,8 @@ EMPTY_INDEX = b'{"schemaVersion": 2, "manifests": [], "annotations": {"n": "%d"}
 class OriginsWithEverything:
     """Has each blob that it is asked for."""
 
+    members = ("o1", "o2")
+
     async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes:
         raise AssertionError(f"{digest} comes with its body ({deadline}, {limit})")
 

@@ -40,7 +40,7 @@ def index(*children: tuple[Digest, str], media_type: str = OCI_INDEX) -> bytes:
     ).encode()
 
 
-def walk_all(root: bytes, *others: bytes, **bounds: int) -> DependencyWalk:
+def walk_all(root: bytes, *others: bytes, **bounds: Any) -> DependencyWalk:
     bodies = {Digest.of(body): body for body in (root, *others)}
     walk = DependencyWalk(Digest.of(root), **bounds)
     while walk.pending:
@@ -106,6 +106,40 @@ def test_an_absent_child_stays_a_dependency() -> None:
     child = Digest.of(b"elsewhere")
     root = index((child, OCI_MANIFEST))
     assert walk_all(root).digests == [Digest.of(root), child]
+
+
+def test_children_of_a_sparse_index_may_be_dropped_and_what_images_name_may_not() -> None:
+    here, elsewhere = image(LAYER), image(Digest.of(b"far"))
+    cache = Digest.of(b"build cache")
+    root = index(
+        (Digest.of(here), OCI_MANIFEST),
+        (Digest.of(elsewhere), OCI_MANIFEST),
+        (cache, "application/vnd.buildkit.cacheconfig.v0"),
+    )
+    walk = DependencyWalk(Digest.of(root), children="present")
+    walk.feed(Digest.of(root), root)
+    assert walk.optional == {Digest.of(here), Digest.of(elsewhere), cache}
+    walk.drop(Digest.of(elsewhere))
+    walk.drop(cache)
+    walk.feed(Digest.of(here), here)
+    assert walk.pending == []
+    assert walk.digests == [Digest.of(root), Digest.of(here), CONFIG, LAYER]
+
+
+def test_what_an_image_names_is_needed_even_if_a_sparse_index_lists_it_too() -> None:
+    leaf = image(LAYER)
+    root = index((LAYER, "application/x"), (Digest.of(leaf), OCI_MANIFEST))
+    walk = DependencyWalk(Digest.of(root), children="present")
+    walk.feed(Digest.of(root), root)
+    walk.feed(Digest.of(leaf), leaf)
+    assert walk.optional == {Digest.of(leaf)}
+
+
+def test_an_index_whose_children_are_ignored_needs_only_itself() -> None:
+    root = index((Digest.of(b"1"), OCI_MANIFEST), (LAYER, "application/x"))
+    walk = DependencyWalk(Digest.of(root), children="ignore")
+    walk.feed(Digest.of(root), root)
+    assert (walk.pending, walk.digests) == ([], [Digest.of(root)])
 
 
 def test_a_child_that_is_listed_often_is_read_once() -> None:

@@ -7,15 +7,19 @@ escaped are taken, too.
 
 from __future__ import annotations
 
+from typing import cast, get_args
+
 import msgspec
 from aiohttp import web
 
+from shoal.buildindex.dependencies import IndexChildren
 from shoal.buildindex.records import MAX_BATCH, Batch
 from shoal.buildindex.service import BuildIndex
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import BadRequest, DigestInvalid, NameInvalid, TagInvalid
 from shoal.model.manifest import MAX_MANIFEST_BYTES
 from shoal.model.names import InvalidName, InvalidTag, repository_name, split_tag
+from shoal.web.callers import while_connected
 from shoal.web.requests import deadline_of, read_body, read_json
 
 
@@ -40,15 +44,24 @@ class Api:
         )
 
     async def put_tag(self, request: web.Request) -> web.Response:
-        """``PUT /tags/{repository:tag}/digest/{digest}``; the body is the manifest, or empty."""
+        """``PUT /tags/{repository:tag}/digest/{digest}?replicate=&index_children=``.
+
+        The body is the manifest, or empty. ``replicate`` is ``true`` or ``false``; there are no
+        other clusters to replicate to, and the neighbours always get the tag, so both do the same.
+        """
         repository, tag = _tag(request)
-        record = await self._index.put_tag(
-            repository,
-            tag,
-            _digest(request),
-            await _manifest(request),
-            request.headers.get("Content-Type"),
-            deadline=deadline_of(request),
+        _choice(request, "replicate", ("true", "false"))
+        record = await while_connected(
+            request,
+            self._index.put_tag(
+                repository,
+                tag,
+                _digest(request),
+                await _manifest(request),
+                request.headers.get("Content-Type"),
+                deadline=deadline_of(request),
+                index_children=_index_children(request),
+            ),
         )
         return _json(record)
 
@@ -58,13 +71,20 @@ class Api:
         return web.Response(text=record.digest, headers={"Docker-Content-Digest": record.digest})
 
     async def check(self, request: web.Request) -> web.Response:
-        """``POST /manifests/{repository}/{digest}/check``; the body is the manifest, or empty."""
-        dependencies = await self._index.check(
-            _repository(request),
-            _digest(request),
-            await _manifest(request),
-            request.headers.get("Content-Type"),
-            deadline=deadline_of(request),
+        """``POST /manifests/{repository}/{digest}/check?index_children=``.
+
+        The body is the manifest, or empty.
+        """
+        dependencies = await while_connected(
+            request,
+            self._index.check(
+                _repository(request),
+                _digest(request),
+                await _manifest(request),
+                request.headers.get("Content-Type"),
+                deadline=deadline_of(request),
+                index_children=_index_children(request),
+            ),
         )
         return _json({"dependencies": dependencies})
 
@@ -123,6 +143,22 @@ def _digest(request: web.Request) -> Digest:
         return Digest.parse(request.match_info["digest"])
     except InvalidDigest as error:
         raise DigestInvalid(str(error)) from error
+
+
+def _index_children(request: web.Request) -> IndexChildren | None:
+    return cast("IndexChildren | None", _choice(request, "index_children", _INDEX_CHILDREN))
+
+
+_INDEX_CHILDREN: tuple[str, ...] = get_args(IndexChildren)
+
+
+def _choice(request: web.Request, name: str, known: tuple[str, ...]) -> str | None:
+    given = request.query.getall(name, [])
+    if len(given) > 1:
+        raise BadRequest(f"{name} is given {len(given)} times")
+    if given and given[0] not in known:
+        raise BadRequest(f"{name} must be one of {', '.join(known)}, got {given[0][:40]!r}")
+    return given[0] if given else None
 
 
 def _number(request: web.Request, name: str) -> int | None:

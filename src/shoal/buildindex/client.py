@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import msgspec
+import structlog
 
+from shoal.buildindex.dependencies import IndexChildren
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import (
     ApiError,
@@ -22,16 +25,20 @@ from shoal.model.errors import (
     NameUnknown,
     TagInvalid,
 )
+from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import HostsConfig
 from shoal.ring.health import Health
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
+from shoal.web.retrying import RetriesExhausted, Retry, retrying
 
 READ_TIMEOUT = 5.0
 """Seconds for one build-index to look up a tag; then the next one is asked."""
 
 READINESS_TIMEOUT = 2.0
+
+log = structlog.get_logger()
 
 _ERRORS: dict[str, type[ApiError]] = {
     error.code: error
@@ -59,9 +66,13 @@ class BuildIndexClient:
         http: HttpClient,
         config: HostsConfig,
         *,
+        retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`retry` is for writes and checks that no build-index took; None: the default policy."""
         self._http = http
+        self._retry = retry or RetryPolicy()
+        self._rng = random.Random()
         self._hosts = list(config.hosts)
         self._clock = clock
         self._health = Health()
@@ -76,14 +87,24 @@ class BuildIndexClient:
         media_type: str | None,
         *,
         deadline: Deadline,
+        index_children: IndexChildren | None = None,
     ) -> None:
         """Point the tag to the manifest; without its bytes, the build-index reads them itself.
 
-        Raises `ManifestBlobUnknown`, `ManifestInvalid` or `DigestInvalid`; the tag is then as it
-        was.
+        `index_children` says what an index needs of its children (`shoal.buildindex.dependencies`);
+        None: what the build-index is configured for. Build-indexes that cannot be reached are tried
+        again within the deadline; one that answers has itself waited for what was missing. Raises
+        `ManifestBlobUnknown`, `ManifestInvalid` or `DigestInvalid`; the tag is then as it was.
         """
         path = f"/tags/{_escape(f'{repository}:{tag}')}/digest/{digest}"
-        await self._send("PUT", path, manifest, media_type, deadline)
+        await self._send(
+            "PUT",
+            path,
+            manifest,
+            media_type,
+            deadline=deadline,
+            index_children=index_children,
+        )
 
     async def check(
         self,
@@ -93,10 +114,18 @@ class BuildIndexClient:
         media_type: str | None,
         *,
         deadline: Deadline,
+        index_children: IndexChildren | None = None,
     ) -> None:
         """Only check that everything the manifest needs is there; raises as `put_tag`."""
         path = f"/manifests/{_escape(repository)}/{digest}/check"
-        await self._send("POST", path, manifest, media_type, deadline)
+        await self._send(
+            "POST",
+            path,
+            manifest,
+            media_type,
+            deadline=deadline,
+            index_children=index_children,
+        )
 
     async def get_tag(self, repository: str, tag: str, *, deadline: Deadline) -> Digest | None:
         """The digest that the tag points to, or None: there is no such tag.
@@ -165,10 +194,39 @@ class BuildIndexClient:
         return names
 
     async def _send(
-        self, method: str, path: str, body: bytes | None, media_type: str | None, deadline: Deadline
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        media_type: str | None,
+        *,
+        deadline: Deadline,
+        index_children: IndexChildren | None,
     ) -> None:
-        headers = {"Content-Type": media_type} if media_type and body is not None else None
-        await self._ask_any(method, path, deadline, data=body, headers=headers)
+        request: dict[str, Any] = {"data": body}
+        if media_type and body is not None:
+            request["headers"] = {"Content-Type": media_type}
+        if index_children is not None:
+            request["params"] = {"index_children": index_children}
+
+        async def attempt(within: Deadline) -> Exception | None:
+            try:
+                await self._ask_any(method, path, within, **request)
+            except Unreachable:
+                raise
+            except (ApiError, CallFailed) as answer:
+                # The build-index has spent its own retries on it: it is final.
+                return answer
+            return None
+
+        try:
+            answer = await retrying(
+                attempt, policy=self._retry, deadline=deadline, rng=self._rng, on_retry=_log_retry
+            )
+        except RetriesExhausted as exhausted:
+            raise Unreachable(method, path, exhausted.message) from exhausted
+        if answer is not None:
+            raise answer
 
     async def _ask_any(self, method: str, path: str, deadline: Deadline, **request: Any) -> Answer:
         last: CallFailed = _nobody(method, path)
@@ -236,6 +294,15 @@ def _share(deadline: Deadline, hosts: list[str], position: int) -> Deadline:
 
 def _nobody(method: str, path: str) -> CallFailed:
     return Unreachable(method, path, "no build-index is configured")
+
+
+def _log_retry(retry: Retry) -> None:
+    log.warning(
+        "no build-index took the request, will retry",
+        attempt=retry.attempt,
+        wait_s=round(retry.wait, 3),
+        error=str(retry.error),
+    )
 
 
 def _escape(text: str) -> str:

@@ -3,11 +3,59 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Annotated, Literal
 
-from shoal.config.model import ServiceConfig
+from pydantic import Field, field_validator
+
+from shoal.buildindex.dependencies import MAX_DEPENDENCIES, MAX_DEPTH, IndexChildren
+from shoal.config.model import Config, ServiceConfig
 from shoal.config.units import Address, Duration
+from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import OriginsConfig
+
+
+class ResolverConfig(Config):
+    """How a push is checked before its tag is taken."""
+
+    manifest: RetryPolicy = RetryPolicy()
+    """How often a manifest that came without its bytes is asked for."""
+
+    existence: RetryPolicy = RetryPolicy()
+    """How often dependencies that are not there, or not in enough copies, are looked for."""
+
+    attempt_timeout: Annotated[Duration, Field(gt=0)] = 10.0
+    """How long one attempt may take: an origin that hangs does not use up the caller's time."""
+
+    index_children: IndexChildren = "required"
+    """What an index needs of its children, unless the request says it."""
+
+    max_depth: Annotated[int, Field(ge=1, le=64)] = MAX_DEPTH
+    """Manifests on the longest way from the tagged one to a leaf, both included."""
+
+    max_count: Annotated[int, Field(ge=1, le=1_000_000)] = MAX_DEPENDENCIES
+    """Blobs and manifests that one push may need."""
+
+
+class TagTypeConfig(Config):
+    """Tags of one type."""
+
+    pattern: str
+    """A regular expression, looked for anywhere in ``repository:tag``."""
+
+    type: Literal["docker", "default"]
+    """``docker``: an image or an index, which needs what it names. ``default``: anything; only the
+    digest itself must be there."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
 
 
 class BuildIndexConfig(ServiceConfig):
@@ -17,6 +65,13 @@ class BuildIndexConfig(ServiceConfig):
 
     data_dir: Path
     origins: OriginsConfig
+
+    resolver: ResolverConfig = ResolverConfig()
+
+    tag_types: tuple[Annotated[TagTypeConfig, Field()], ...] = (
+        TagTypeConfig(pattern=".*", type="docker"),
+    )
+    """The first pattern that matches decides; what none matches is ``docker``."""
 
     neighbours: tuple[Address, ...] = ()
     """The other build-indexes of this cluster. Naming this one, too, does no harm."""

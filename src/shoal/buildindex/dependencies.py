@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a manifest needs: a walk over the manifest and its children that does no I/O.
 
-An image needs its config, its layers (not the foreign ones) and itself; an index needs its children
-and all that they need, and itself. A manifest's ``subject`` may be missing (distribution-spec,
+An image needs its config, its layers (not the foreign ones) and itself; an index needs itself, and
+of its children what the policy says. A manifest's ``subject`` may be missing (distribution-spec,
 "Pushing manifests with subject") and is no dependency. The caller reads the manifests that the walk
-asks for and feeds them to it, so that reading, retrying and deciding about absent children stay its
-own business.
+asks for and feeds them to it, so that reading and retrying stay its own business.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from shoal.model.digest import Digest
 from shoal.model.manifest import Descriptor, InvalidManifest, Manifest, parse_manifest
@@ -18,21 +19,34 @@ MAX_DEPENDENCIES = 10_000
 MAX_DEPTH = 8
 """Manifests on the longest way from the tagged one to a leaf, both included."""
 
+IndexChildren = Literal["required", "present", "ignore"]
+"""What an index needs of its children: ``required``, all of them and all that they need;
+``present``, that those that are here are complete (the others live elsewhere: a sparse index);
+``ignore``, nothing."""
+
 
 class DependencyWalk:
     """Collects the dependencies of one manifest, breadth first, each digest once.
 
-    `pending` names the manifests to read next; `feed` takes one that was read, `absent` one that is
-    not to be had. The walk is over when nothing is pending.
+    `pending` names the manifests to read next; `feed` takes one that was read, `absent` goes on
+    without one that is not to be had, `drop` without an optional one that is not here. The walk is
+    over when nothing is pending.
     """
 
     def __init__(
-        self, root: Digest, *, max_count: int = MAX_DEPENDENCIES, max_depth: int = MAX_DEPTH
+        self,
+        root: Digest,
+        *,
+        children: IndexChildren = "required",
+        max_count: int = MAX_DEPENDENCIES,
+        max_depth: int = MAX_DEPTH,
     ) -> None:
         self._root = root
+        self._children = children
         self._max_count = max_count
         self._max_depth = max_depth
         self._digests: dict[Digest, None] = {root: None}
+        self._optional: set[Digest] = set()
         self._manifest_types: dict[Digest, str | None] = {root: None}
         self._depths: dict[Digest, int] = {root: 1}
         self._pending: dict[Digest, None] = {root: None}
@@ -46,6 +60,11 @@ class DependencyWalk:
     def pending(self) -> list[Digest]:
         """Manifests to be read, in the order in which they were found."""
         return list(self._pending)
+
+    @property
+    def optional(self) -> frozenset[Digest]:
+        """Those of `digests` that may be missing: children of a sparse index."""
+        return frozenset(self._optional)
 
     def feed(self, digest: Digest, body: bytes, content_type: str | None = None) -> Manifest:
         """Take the bytes of a pending manifest (verified against its digest by the caller).
@@ -61,17 +80,26 @@ class DependencyWalk:
                 raise
             raise InvalidManifest(f"child manifest {digest}: {error}") from error
         depth = self._depths[digest] + 1
-        for child in manifest.children:
+        for child in manifest.children if self._children != "ignore" else ():
             self._add_child(child, depth)
         for blob in manifest.blobs():
             self._add(blob.digest)
+            self._optional.discard(blob.digest)
         return manifest
 
     def absent(self, digest: Digest) -> None:
         """Go on without a pending manifest; it stays one of the dependencies."""
         del self._pending[digest]
 
+    def drop(self, digest: Digest) -> None:
+        """Go on without an optional child; it is no dependency."""
+        self._optional.remove(digest)
+        self._pending.pop(digest, None)
+        del self._digests[digest]
+
     def _add_child(self, child: Descriptor, depth: int) -> None:
+        if self._children == "present" and child.digest not in self._digests:
+            self._optional.add(child.digest)
         self._add(child.digest)
         if child.media_type not in MANIFEST_TYPES:
             # An index may list other content, as build caches do. It must be there, that is all.

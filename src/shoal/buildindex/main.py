@@ -9,12 +9,13 @@ from functools import partial
 from shoal.buildindex.api import Api
 from shoal.buildindex.config import BuildIndexConfig
 from shoal.buildindex.neighbours import Neighbours
+from shoal.buildindex.origins import ResolvingOrigins
 from shoal.buildindex.readiness import origins_missing
 from shoal.buildindex.resolver import Resolver
 from shoal.buildindex.service import BuildIndex
+from shoal.buildindex.tag_types import TagTypes
 from shoal.buildindex.tags import TagDatabase, TagDatabaseUnusable, TagStore
 from shoal.config.load import Loaded
-from shoal.origin.client import OriginCluster
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
 from shoal.web.server import Stop, application, run, serve
@@ -37,10 +38,10 @@ def main(loaded: Loaded[BuildIndexConfig]) -> None:
 
 async def _serve(config: BuildIndexConfig, store: TagStore, stop: Stop) -> None:
     http = HttpClient(user_agent="shoal-build-index")
-    origins = OriginCluster(http, config.origins)
+    origins = ResolvingOrigins(http, config.origins)
     index = BuildIndex(
         store,
-        Resolver(origins, config.origins.write_quorum),
+        Resolver(origins, config.origins.write_quorum, config.resolver, TagTypes(config.tag_types)),
         neighbours=lambda index: Neighbours(
             http,
             store,

@@ -1,153 +1,254 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dependency resolution: whether the origins have all that a manifest needs, in enough copies."""
+"""Dependency resolution: whether the origins have all that a manifest needs, in enough copies.
+
+What is missing may be on its way: it is asked for again under the policies of the config, within
+the caller's deadline, before a push is refused.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import assert_never
 
-import structlog
-
-from shoal.buildindex.dependencies import DependencyWalk
+from shoal.buildindex import metrics
+from shoal.buildindex.attempts import Effort
+from shoal.buildindex.config import ResolverConfig
+from shoal.buildindex.dependencies import DependencyWalk, IndexChildren
+from shoal.buildindex.existence import ExistenceCheck, Missing, Origins
+from shoal.buildindex.tag_types import TagType, TagTypes
 from shoal.model.digest import Digest
 from shoal.model.errors import DigestInvalid, ManifestBlobUnknown, ManifestInvalid, Unavailable
 from shoal.model.manifest import MAX_MANIFEST_BYTES, InvalidManifest
-from shoal.origin.client import Presence
+from shoal.queue.retry import RetryPolicy
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound
+from shoal.web.failures import NotFound
+from shoal.web.retrying import RetriesExhausted, spent
 
 PARALLEL_READS = 16
-"""Child manifests read at the same time."""
+"""Child manifests of a push that are read at the same time."""
 
-PARALLEL_REPAIRS = 8
-"""Under-replicated blobs that are copied at the same time."""
+ANSWER_TIME = 0.25
+"""Seconds of the caller's time that are kept for the answer."""
+
+ANSWER_SHARE = 0.1
+"""No more of the caller's time than this share is kept for the answer."""
 
 SMALL = 64 * 1024
 """Bytes up to which hashing and parsing a manifest costs less than the way to a thread."""
 
-log = structlog.get_logger()
+_DOWNLOAD = "manifest download"
 
 
-class Origins(Protocol):
-    """What resolution needs of the origin cluster; `shoal.origin.client.OriginCluster` has it."""
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is to be tagged, or kept by its digest."""
 
-    async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes: ...
+    name: str
+    """``repository:tag`` or ``repository@digest``."""
 
-    async def stat_many(self, digests: Iterable[Digest], *, deadline: Deadline) -> Presence: ...
+    digest: Digest
+    body: bytes | None = None
+    """The manifest; without it, it is read from the origins."""
 
-    async def ensure_copies(
-        self, digest: Digest, holders: Collection[str], *, deadline: Deadline
-    ) -> int: ...
+    content_type: str | None = None
+    index_children: IndexChildren | None = None
+    """What an index needs of its children; None: what the config says."""
 
 
 class Resolver:
     """Decides whether a manifest may be tagged, and brings what it needs to the write quorum."""
 
-    def __init__(self, origins: Origins, write_quorum: int) -> None:
+    def __init__(
+        self,
+        origins: Origins,
+        write_quorum: int,
+        config: ResolverConfig | None = None,
+        tag_types: TagTypes | None = None,
+    ) -> None:
         self._origins = origins
         self._write_quorum = write_quorum
+        self._config = config or ResolverConfig()
+        self._tag_types = tag_types or TagTypes(())
 
-    async def resolve(
-        self,
-        digest: Digest,
-        body: bytes | None,
-        content_type: str | None,
-        *,
-        deadline: Deadline,
-    ) -> list[Digest]:
-        """Every dependency of the manifest, each of them on at least `write_quorum` origins.
+    async def resolve(self, candidate: Candidate, *, deadline: Deadline) -> list[Digest]:
+        """Every dependency of the candidate, each of them on at least `write_quorum` origins.
 
-        Without a body the manifest is read from the origins. Raises `DigestInvalid`,
-        `ManifestInvalid`, `ManifestBlobUnknown` (all owners answered, and some have it not), and
-        `Unavailable` when that cannot be decided, or the copies cannot be made.
+        Raises `DigestInvalid`, `ManifestInvalid`, `ManifestBlobUnknown` (all origins answered, and
+        some digests are on none of them after all attempts), `Unavailable` when that cannot be
+        decided or the copies cannot be made, and the `CallFailed` of origins that refuse to answer.
         """
+        effort = Effort(
+            candidate.name, _with_time_to_answer(deadline), self._config.attempt_timeout
+        )
+        started = time.monotonic()
         try:
-            walk, absent, unread = await self._walk(digest, body, content_type, deadline)
-        except InvalidManifest as error:
-            raise ManifestInvalid(f"{digest}: {error}") from error
-        if unread:
-            raise _undecided(unread)
-        await self._check(walk.digests, absent, deadline)
-        return walk.digests
+            found = await self._resolution(candidate, effort).run()
+        except Exception as error:
+            # A caller that leaves is no result, and not counted.
+            metrics.RESOLVE_SECONDS.labels("refused").observe(time.monotonic() - started)
+            if isinstance(error, InvalidManifest):
+                raise ManifestInvalid(f"{candidate.digest}: {error}") from error
+            raise
+        metrics.RESOLVE_SECONDS.labels("accepted").observe(time.monotonic() - started)
+        if effort.retries:
+            metrics.PUSHES_SAVED.inc()
+        return found
 
-    async def _walk(
-        self, root: Digest, body: bytes | None, content_type: str | None, deadline: Deadline
-    ) -> tuple[DependencyWalk, set[Digest], dict[Digest, CallFailed]]:
-        walk = DependencyWalk(root)
-        absent: set[Digest] = set()
-        unread: dict[Digest, CallFailed] = {}
+    def _resolution(self, candidate: Candidate, effort: Effort) -> _Resolution:
+        config = self._config
+        walk = DependencyWalk(
+            candidate.digest,
+            children=candidate.index_children or config.index_children,
+            max_count=config.max_count,
+            max_depth=config.max_depth,
+        )
+        existence = ExistenceCheck(
+            self._origins,
+            effort,
+            candidate.digest,
+            quorum=self._write_quorum,
+            policy=config.existence,
+        )
+        tag_type = self._tag_types.of(candidate.name)
+        return _Resolution(
+            candidate,
+            tag_type,
+            walk=walk,
+            existence=existence,
+            origins=self._origins,
+            effort=effort,
+            policy=config.manifest,
+        )
+
+
+class _Resolution:
+    """The resolution of one candidate."""
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        tag_type: TagType,
+        *,
+        walk: DependencyWalk,
+        existence: ExistenceCheck,
+        origins: Origins,
+        effort: Effort,
+        policy: RetryPolicy,
+    ) -> None:
+        self._candidate = candidate
+        self._tag_type = tag_type
+        self._walk = walk
+        self._existence = existence
+        self._origins = origins
+        self._effort = effort
+        self._policy = policy
+
+    async def run(self) -> list[Digest]:
+        root, body = self._candidate.digest, self._candidate.body
         if body is not None:
             await _in_thread_when_large(body, lambda: _verify(root, body))
-            await _in_thread_when_large(body, lambda: walk.feed(root, body, content_type))
-        while pending := walk.pending[:PARALLEL_READS]:
-            answers = await asyncio.gather(*(self._read(child, deadline) for child in pending))
-            for child, answer in zip(pending, answers, strict=True):
-                match answer:
-                    case bytes() as found:
-                        await _in_thread_when_large(found, partial(walk.feed, child, found))
-                    case NotFound():
-                        walk.absent(child)
-                        absent.add(child)
-                    case CallFailed() as error:
-                        walk.absent(child)
-                        unread[child] = error
-        return walk, absent, unread
+        match self._tag_type:
+            case "docker":
+                return await self._image_or_index(root, body)
+            case "default":
+                await self._safe([root])
+                return [root]
+            case _:
+                assert_never(self._tag_type)
 
-    async def _read(self, digest: Digest, deadline: Deadline) -> bytes | CallFailed:
+    async def _image_or_index(self, root: Digest, body: bytes | None) -> list[Digest]:
+        if body is None:
+            body = await self._download_root(root)
+        await self._feed(root, body, self._candidate.content_type)
+        while self._walk.pending:
+            await self._read_children()
+        await self._safe(self._walk.digests)
+        return self._walk.digests
+
+    async def _read_children(self) -> None:
+        """Read the manifests of the next level, once they are there."""
+        await self._safe(self._walk.digests)
+        level = self._walk.pending
+        for batch in _batches(level):
+            used = self._effort.used_up(_DOWNLOAD)
+            downloads = (self._download(digest, used) for digest in batch)
+            bodies = await asyncio.gather(*downloads, return_exceptions=True)
+            for child, body in zip(batch, bodies, strict=True):
+                if isinstance(body, BaseException):
+                    raise _unread(child, body)
+                await self._feed(child, body)
+
+    async def _safe(self, digests: list[Digest]) -> None:
         try:
+            dropped = await self._existence.ensure(digests, self._walk.optional)
+        except Missing as missing:
+            raise await self._unknown(missing) from missing.tried
+        for digest in dropped:
+            self._walk.drop(digest)
+
+    async def _unknown(self, missing: Missing) -> ManifestBlobUnknown:
+        """Name all that is missing, that of the children that are there, too."""
+        found = set(missing.digests)
+        while pending := [digest for digest in self._walk.pending if digest not in found]:
+            batch = pending[:PARALLEL_READS]
+            bodies = await asyncio.gather(*map(self._read_once, batch), return_exceptions=True)
+            for digest, body in zip(batch, bodies, strict=True):
+                if isinstance(body, BaseException):
+                    self._walk.absent(digest)
+                else:
+                    await self._feed(digest, body)
+        rest = [digest for digest in self._walk.digests if digest not in found]
+        found |= await self._existence.absent(rest, self._effort.deadline) - self._walk.optional
+        tried = missing.tried
+        error = ManifestBlobUnknown.missing(
+            found, f"all origins were asked, {spent(tried.attempts, tried.seconds)}"
+        )
+        error.detail["attempts"] = tried.attempts
+        return error
+
+    async def _download_root(self, root: Digest) -> bytes:
+        try:
+            return await self._download(root, 0)
+        except RetriesExhausted as exhausted:
+            if isinstance(exhausted.last, NotFound):
+                raise await self._unknown(Missing([root], exhausted)) from exhausted
+            raise _unread(root, exhausted) from exhausted
+
+    async def _download(self, digest: Digest, used: int) -> bytes:
+        async def read(deadline: Deadline) -> bytes:
             return await self._origins.read(digest, deadline=deadline, limit=MAX_MANIFEST_BYTES)
-        except CallFailed as error:
-            return error
 
-    async def _check(self, digests: list[Digest], unfound: set[Digest], deadline: Deadline) -> None:
-        """`unfound` are manifests that no origin had when they were to be read."""
-        presence = await self._origins.stat_many(digests, deadline=deadline)
-        absent = [digest for digest in digests if digest not in presence.sizes]
-        if unfound:
-            raise _missing(unfound.union(absent))
-        if absent and presence.unasked:
-            silent = "; ".join(f"{host}: {why.detail}" for host, why in presence.unasked.items())
-            raise Unavailable(
-                f"cannot tell whether {_names(absent)} is on the origins, as some could not be "
-                f"asked ({silent}); try again",
-                detail={"undecided": sorted(map(str, absent))},
-            )
-        if absent:
-            raise _missing(absent)
-        thin = {
-            digest: presence.copies[digest]
-            for digest in digests
-            if len(presence.copies[digest]) < self._write_quorum
-        }
-        if thin:
-            await self._repair(thin, deadline)
+        return await self._effort.spend(
+            read,
+            what=_DOWNLOAD,
+            digest=digest,
+            policy=self._policy,
+            used=used,
+            outcomes=metrics.MANIFEST_DOWNLOADS,
+            attempts=metrics.MANIFEST_ATTEMPTS,
+        )
 
-    async def _repair(self, thin: dict[Digest, frozenset[str]], deadline: Deadline) -> None:
-        """Bring blobs that fewer origins have than the write quorum to it."""
-        slots = asyncio.Semaphore(PARALLEL_REPAIRS)
+    async def _read_once(self, digest: Digest) -> bytes:
+        deadline = self._effort.deadline.at_most(self._effort.attempt_timeout)
+        async with asyncio.timeout(deadline.remaining()):
+            return await self._origins.read(digest, deadline=deadline, limit=MAX_MANIFEST_BYTES)
 
-        async def copy(digest: Digest, holders: frozenset[str]) -> str | None:
-            async with slots:
-                try:
-                    copies = await self._origins.ensure_copies(digest, holders, deadline=deadline)
-                except CallFailed as error:
-                    return f"{digest} has {len(holders)} ({error.detail})"
-            return None if copies >= self._write_quorum else f"{digest} has {copies}"
+    async def _feed(self, digest: Digest, body: bytes, content_type: str | None = None) -> None:
+        await _in_thread_when_large(body, partial(self._walk.feed, digest, body, content_type))
 
-        failures = [
-            failure
-            for failure in await asyncio.gather(*(copy(*item) for item in thin.items()))
-            if failure
-        ]
-        log.info("dependencies replicated", blobs=len(thin), failed=len(failures))
-        if failures:
-            raise Unavailable(
-                f"{len(failures)} blob(s) of the manifest are on fewer origins than the write "
-                f"quorum of {self._write_quorum}, and could not be copied: "
-                f"{'; '.join(failures[:8])}; try again"
-            )
+
+def _batches(digests: list[Digest]) -> Iterator[list[Digest]]:
+    for start in range(0, len(digests), PARALLEL_READS):
+        yield digests[start : start + PARALLEL_READS]
+
+
+def _with_time_to_answer(deadline: Deadline) -> Deadline:
+    """The deadline less what the answer needs: a refusal that comes late explains nothing."""
+    return Deadline(deadline.at - min(ANSWER_TIME, ANSWER_SHARE * deadline.remaining()))
 
 
 def _verify(digest: Digest, body: bytes) -> None:
@@ -167,18 +268,14 @@ async def _in_thread_when_large(body: bytes, work: Callable[[], object]) -> None
         await asyncio.to_thread(work)
 
 
-def _missing(digests: Iterable[Digest]) -> ManifestBlobUnknown:
-    return ManifestBlobUnknown.missing(digests, "all origins were asked")
-
-
-def _undecided(unread: dict[Digest, CallFailed]) -> Unavailable:
-    reasons = "; ".join(f"{digest}: {error.detail}" for digest, error in list(unread.items())[:8])
-    return Unavailable(
-        f"could not read {len(unread)} manifest(s) from the origins: {reasons}; try again",
-        detail={"undecided": sorted(map(str, unread))},
+def _unread(digest: Digest, error: BaseException) -> BaseException:
+    """The answer for a manifest that is needed and could not be read."""
+    if not isinstance(error, RetriesExhausted):
+        return error
+    unavailable = Unavailable(
+        f"could not read the manifest {digest} from the origins: {error.message}; try again",
+        detail={"undecided": [str(digest)], "attempts": error.attempts},
     )
-
-
-def _names(digests: list[Digest]) -> str:
-    more = f" and {len(digests) - 4} more" if len(digests) > 4 else ""
-    return ", ".join(map(str, digests[:4])) + more
+    unavailable.headers |= error.headers
+    unavailable.__cause__ = error
+    return unavailable

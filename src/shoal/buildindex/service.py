@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from shoal.buildindex.clock import HybridClock
+from shoal.buildindex.dependencies import IndexChildren
 from shoal.buildindex.neighbours import Neighbours
 from shoal.buildindex.records import Changes, Page, TagRecord
-from shoal.buildindex.resolver import Resolver
+from shoal.buildindex.resolver import Candidate, Resolver
 from shoal.buildindex.tags import TagStore
 from shoal.model.digest import Digest
 from shoal.model.errors import ApiError, ManifestUnknown, NameUnknown
@@ -50,6 +51,7 @@ class BuildIndex:
         self._wall_ms = wall_ms
         self._clock = HybridClock(store.node)
         self._ready_until = 0.0
+        self._writes: set[asyncio.Task[TagRecord]] = set()
 
     async def start(self, catch_up_timeout: float) -> None:
         """Continue where the database ends, take what the neighbours have, and follow them.
@@ -64,6 +66,7 @@ class BuildIndex:
 
     async def stop(self) -> None:
         """Finish what is under way and close the database."""
+        await asyncio.gather(*self._writes, return_exceptions=True)
         await self._neighbours.stop()
         await self._store.close()
 
@@ -78,13 +81,23 @@ class BuildIndex:
         content_type: str | None,
         *,
         deadline: Deadline,
+        index_children: IndexChildren | None = None,
     ) -> TagRecord:
         """Point the tag to the manifest, once everything that it needs is safe.
 
         On return the tag is on this host's disk and on those of the neighbours that answer in time.
-        Raises what `Resolver.resolve` raises; the tag is then as it was.
+        Raises what `Resolver.resolve` raises; the tag is then as it was. Cancelling it ends the
+        check; a write that has begun goes on to its end.
         """
-        await self.check(repository, digest, manifest, content_type, deadline=deadline)
+        name = f"{repository}:{tag}"
+        candidate = Candidate(name, digest, manifest, content_type, index_children)
+        await self._resolve(candidate, deadline)
+        write = asyncio.create_task(self._write(repository, tag, digest), name=f"tag {name}")
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+        return await asyncio.shield(write)
+
+    async def _write(self, repository: str, tag: str, digest: Digest) -> TagRecord:
         record = TagRecord(repository, tag, str(digest), self._clock.tick(self._wall_ms()))
         await self._store.apply([record])
         log.info("tag", repository=repository, tag=tag, digest=record.digest)
@@ -99,20 +112,25 @@ class BuildIndex:
         content_type: str | None,
         *,
         deadline: Deadline,
+        index_children: IndexChildren | None = None,
     ) -> int:
         """The number of the manifest's dependencies, which are all safe; raises as `put_tag`."""
+        name = f"{repository}@{digest}"
+        candidate = Candidate(name, digest, manifest, content_type, index_children)
+        return await self._resolve(candidate, deadline)
+
+    async def _resolve(self, candidate: Candidate, deadline: Deadline) -> int:
         try:
-            found = await self._resolver.resolve(digest, manifest, content_type, deadline=deadline)
+            return len(await self._resolver.resolve(candidate, deadline=deadline))
         except ApiError as error:
             log.warning(
                 "manifest refused",
-                repository=repository,
-                digest=str(digest),
+                tag=candidate.name,
+                digest=str(candidate.digest),
                 code=error.code,
                 error=error.message,
             )
             raise
-        return len(found)
 
     async def get_tag(self, repository: str, tag: str) -> TagRecord:
         """The newest write of the tag; raises `ManifestUnknown`."""
