@@ -130,14 +130,16 @@ class MemoryIndex:
 
     origins: MemoryOrigins
     entries: dict[tuple[str, str], Digest] = field(default_factory=dict)
+    given: list[bytes | None] = field(default_factory=list)
+    """The bytes that came with each manifest."""
 
     async def put_tag(
         self,
         repository: str,
         tag: str,
         digest: Digest,
-        manifest: bytes,
-        media_type: str,
+        manifest: bytes | None,
+        media_type: str | None,
         *,
         deadline: Deadline,
     ) -> None:
@@ -148,11 +150,16 @@ class MemoryIndex:
         self,
         repository: str,
         digest: Digest,
-        manifest: bytes,
-        media_type: str,
+        manifest: bytes | None,
+        media_type: str | None,
         *,
         deadline: Deadline,
     ) -> None:
+        self.given.append(manifest)
+        if manifest is None:
+            if digest not in self.origins.blobs:
+                raise ManifestBlobUnknown.missing([digest], "all origins were asked")
+            manifest = self.origins.blobs[digest]
         parsed = parse_manifest(manifest, media_type)
         needed = {digest} | {child.digest for child in (*parsed.blobs(), *parsed.children)}
         if missing := needed - self.origins.blobs.keys():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal import __version__
-from shoal.cli import bench, cluster, config, services
+from shoal.cli import bench, cluster, config, queue, services
 
 main = typer.Typer(
     name="shoal",
@@ -42,4 +42,5 @@ def _options(
 services.register(main)
 cluster.register(main)
 config.register(main)
+queue.register(main)
 bench.register(main)

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import suppress
 
 from shoal.buildindex.client import BuildIndexClient
 from shoal.config.load import Loaded
 from shoal.origin.client import OriginCluster
 from shoal.proxy.api import proxy_application
-from shoal.proxy.config import ProxyConfig
+from shoal.proxy.config import ProxyConfig, PushModes, queue_file
+from shoal.proxy.custody import DurableCustody, NoCustody
+from shoal.proxy.neighbours import Neighbours
 from shoal.proxy.readiness import Readiness
 from shoal.proxy.service import ProxyService
 from shoal.proxy.uploads import Uploads
+from shoal.queue.database import QueueUnusable
 from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSessions
 from shoal.web.client import HttpClient
@@ -39,26 +43,47 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
         await in_thread(UploadSessions, config.data_dir / "uploads"),
         idle_timeout=config.upload_idle_timeout,
     )
+    modes = PushModes(config.push)
+    custody = await _custody(config, modes, origins)
     service = ProxyService(
         origins=origins,
         index=BuildIndexClient(http, config.build_index),
         uploads=uploads,
         write_quorum=config.origins.write_quorum,
+        modes=modes,
+        custody=custody,
+        neighbours=Neighbours(http, config.neighbours),
+        tag_time=config.tag_time,
     )
     readiness = Readiness(
         http,
         origins=config.origins.hosts,
         write_quorum=config.origins.write_quorum,
         build_indexes=config.build_index.hosts,
+        custody=custody,
     )
     expiry = asyncio.create_task(uploads.expire(config.upload_ttl), name="expiry of uploads")
     try:
-        app = proxy_application(service, readiness, config)
+        app = proxy_application(service, custody or NoCustody(), readiness, config)
         await serve([(app, config.listen)], stop=stop, grace=0.75 * config.shutdown_grace)
     finally:
         expiry.cancel()
         with suppress(asyncio.CancelledError):
             await expiry
+        if custody is not None:
+            await custody.stop(0.1 * config.shutdown_grace)
         # Pushes were acknowledged at the write quorum; the copies beyond it get their time, too.
-        await origins.drain(0.25 * config.shutdown_grace)
+        await origins.drain(0.15 * config.shutdown_grace)
         await http.close()
+
+
+async def _custody(
+    config: ProxyConfig, modes: PushModes, origins: OriginCluster
+) -> DurableCustody | None:
+    """Open the custody, if blobs are taken into it or an earlier config left some there."""
+    if not modes.write_back and not await in_thread(queue_file(config.data_dir).exists):
+        return None
+    try:
+        return await DurableCustody.start(config, origins)
+    except (QueueUnusable, OSError) as error:
+        sys.exit(f'cannot start (config key "data_dir"): {error}')

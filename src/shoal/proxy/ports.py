@@ -43,8 +43,8 @@ class TagIndex(Protocol):
         repository: str,
         tag: str,
         digest: Digest,
-        manifest: bytes,
-        media_type: str,
+        manifest: bytes | None,
+        media_type: str | None,
         *,
         deadline: Deadline,
     ) -> object: ...
@@ -53,8 +53,8 @@ class TagIndex(Protocol):
         self,
         repository: str,
         digest: Digest,
-        manifest: bytes,
-        media_type: str,
+        manifest: bytes | None,
+        media_type: str | None,
         *,
         deadline: Deadline,
     ) -> object: ...

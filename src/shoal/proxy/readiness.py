@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the proxy can take pushes: it needs the build-index and a write quorum of origins."""
+"""Whether the proxy can take pushes.
+
+It needs the build-index, a write quorum of origins, and, for write_back, its own queue.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
+from shoal.proxy.custody import Custody, NoCustody
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed
@@ -24,21 +28,23 @@ class Readiness:
         origins: Sequence[str],
         write_quorum: int,
         build_indexes: Sequence[str],
+        custody: Custody | None = None,
     ) -> None:
         """Hosts are ``host:port``."""
         self._http = http
         self._origins = origins
         self._write_quorum = write_quorum
         self._build_indexes = build_indexes
+        self._custody: Custody = custody or NoCustody()
 
     async def missing(self) -> list[str]:
         """Return what keeps the proxy from taking pushes; nothing when all is well."""
         deadline = Deadline.after(PROBE_TIMEOUT)
-        origins, indexes = await asyncio.gather(
+        origins, indexes, missing = await asyncio.gather(
             self._failures(self._origins, "/health", deadline),
             self._failures(self._build_indexes, "/readiness", deadline),
+            self._custody.missing(),
         )
-        missing = []
         reachable = len(self._origins) - len(origins)
         if reachable < self._write_quorum:
             missing.append(

@@ -12,12 +12,16 @@ from shoal.model.errors import (
     BlobUnknown,
     BlobUploadUnknown,
     DigestInvalid,
+    ManifestBlobUnknown,
     ManifestInvalid,
     ManifestUnknown,
     Unavailable,
     UploadConflict,
 )
 from shoal.model.manifest import MAX_MANIFEST_BYTES, InvalidManifest, Manifest, parse_manifest
+from shoal.proxy.config import PushMode, PushModes
+from shoal.proxy.custody import Custody, NoCustody
+from shoal.proxy.neighbours import Neighbours
 from shoal.proxy.ports import Origins, TagIndex
 from shoal.proxy.uploads import Uploads
 from shoal.registry.ports import Chunk
@@ -27,11 +31,18 @@ from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound
 
+RETRY_AFTER = 5
+"""Seconds after which a client should repeat a PUT that waited for deliveries in vain."""
+
 log = structlog.get_logger()
 
 
 class ProxyService:
-    """Implements both ports of the registry API; keeps nothing but uploads under way."""
+    """Implements both ports of the registry API.
+
+    Keeps nothing but uploads under way, and what it has in custody. Blobs in custody are answered
+    from there, so that a client that pushed one sees it at once.
+    """
 
     def __init__(
         self,
@@ -40,11 +51,20 @@ class ProxyService:
         index: TagIndex,
         uploads: Uploads,
         write_quorum: int,
+        modes: PushModes | None = None,
+        custody: Custody | None = None,
+        neighbours: Neighbours | None = None,
+        tag_time: float = 0.0,
     ) -> None:
+        """`tag_time` (seconds) of a manifest's PUT is kept from waiting for deliveries."""
         self._origins = origins
         self._index = index
         self._uploads = uploads
         self._write_quorum = write_quorum
+        self._modes = modes or PushModes()
+        self._custody: Custody = custody or NoCustody()
+        self._neighbours = neighbours
+        self._tag_time = tag_time
         self._finishing: dict[str, asyncio.Event] = {}
 
     # -- pulls --------------------------------------------------------------------------------
@@ -67,12 +87,16 @@ class ProxyService:
             raise ManifestUnknown(f"{digest} is a blob of {size} bytes, no manifest") from None
 
     async def stat_blob(self, repository: str, digest: Digest, deadline: Deadline) -> int:
-        size = await self._origins.stat(digest, deadline=deadline)
+        size = await self._custody.size(digest)
+        if size is None:
+            size = await self._origins.stat(digest, deadline=deadline)
         if size is None:
             raise BlobUnknown(f"no blob {digest} in {repository}: its owners were asked")
         return size
 
     async def open_blob(self, repository: str, digest: Digest, deadline: Deadline) -> Blob:
+        if (held := await self._custody.open(digest)) is not None:
+            return held
         try:
             return await self._origins.open(digest, deadline=deadline)
         except NotFound as error:
@@ -108,8 +132,11 @@ class ProxyService:
                     if chunk is not None:
                         await self._uploads.append(session, chunk)
                     await self._uploads.verify(session, digest)
-                    # The time in which the client sent its chunk is not the time of storing it.
-                    await self._store(session, digest, Deadline.after(budget))
+                    if self._modes.of(repository).mode is PushMode.WRITE_BACK:
+                        await self._keep(session, digest, repository)
+                    else:
+                        # The time in which the client sent its chunk is not that of storing it.
+                        await self._store(session, digest, Deadline.after(budget))
                     await self._uploads.discard(session)
                 finally:
                     del self._finishing[upload]
@@ -124,7 +151,13 @@ class ProxyService:
             await self._uploads.discard(session)
 
     async def mount(self, repository: str, digest: Digest, deadline: Deadline) -> bool:
-        """Whether the write quorum has the blob. Blobs are shared by all repositories."""
+        """Whether the blob is as safe as a push to this repository would make it.
+
+        Blobs are shared by all repositories.
+        """
+        write_back = self._modes.of(repository).mode is PushMode.WRITE_BACK
+        if write_back and await self._custody.size(digest) is not None:
+            return True
         presence = await self._origins.stat_many([digest], deadline=deadline)
         copies = len(presence.copies.get(digest, ()))
         log.debug("mount", repository=repository, digest=str(digest), copies=copies)
@@ -139,13 +172,58 @@ class ProxyService:
         deadline: Deadline,
     ) -> Digest:
         manifest, digest = await in_thread(_read_manifest, reference, body, content_type)
+        await_delivery = self._modes.of(repository).await_delivery
+        silent = await self._deliver(manifest, deadline) if await_delivery else []
         await self._store_manifest(repository, digest, body, deadline)
+        known = body if await_delivery else None
         kind = manifest.media_type
-        if isinstance(reference, str):
-            await self._index.put_tag(repository, reference, digest, body, kind, deadline=deadline)
-        else:
-            await self._index.check(repository, digest, body, kind, deadline=deadline)
+        try:
+            if isinstance(reference, str):
+                await self._index.put_tag(
+                    repository, reference, digest, known, kind, deadline=deadline
+                )
+            else:
+                await self._index.check(repository, digest, known, kind, deadline=deadline)
+        except ManifestBlobUnknown as error:
+            if not silent:
+                raise
+            raise Unavailable(
+                f"{error.message}; they may wait at a proxy that could not be asked: "
+                f"{'; '.join(silent)}; send the request again",
+                detail=error.detail,
+                retry_after=RETRY_AFTER,
+            ) from error
         return digest
+
+    async def _deliver(self, manifest: Manifest, deadline: Deadline) -> list[str]:
+        """Wait until all that the manifest needs, and that waits at a proxy, is delivered.
+
+        Returns which other proxies could not be asked, and why. Raises `Unavailable`, naming what
+        still waits, when so much of the deadline has passed that the rest is needed for the tag.
+        """
+        needed = {entry.digest for entry in (*manifest.blobs(), *manifest.children)}
+        remaining = deadline.remaining()
+        patience = deadline.at_most(max(remaining - self._tag_time, remaining / 4))
+        (waiting, silent), own = await asyncio.gather(
+            self._ask_neighbours(needed, patience), self._custody.delivered(needed, patience)
+        )
+        waiting |= own
+        if waiting:
+            named = "; ".join(f"{digest} ({how})" for digest, how in list(waiting.items())[:8])
+            raise Unavailable(
+                f"the manifest needs {len(waiting)} blob(s) that are still to be delivered to the "
+                f"origins: {named}{'; …' if len(waiting) > 8 else ''}; send the request again",
+                detail={"waiting": sorted(map(str, waiting))},
+                retry_after=RETRY_AFTER,
+            )
+        return silent
+
+    async def _ask_neighbours(
+        self, needed: set[Digest], deadline: Deadline
+    ) -> tuple[dict[Digest, str], list[str]]:
+        if self._neighbours is None:
+            return {}, []
+        return await self._neighbours.delivered(needed, deadline)
 
     async def _store_manifest(
         self, repository: str, digest: Digest, body: bytes, deadline: Deadline
@@ -156,6 +234,14 @@ class ProxyService:
             await self._store(session, digest, deadline)
         finally:
             await self._uploads.discard(session)
+
+    async def _keep(self, session: UploadSession, digest: Digest, repository: str) -> None:
+        """Return when the content is in custody; otherwise nothing of it is left."""
+        try:
+            await self._custody.take(session.path, digest, repository)
+        except Unavailable:
+            await self._uploads.discard(session)
+            raise
 
     async def _store(self, session: UploadSession, digest: Digest, deadline: Deadline) -> None:
         """Return when the write quorum has the content; raise `Unavailable` naming who failed."""

@@ -88,9 +88,11 @@ class Uploads:
         except TooLarge as error:
             raise SizeInvalid(f"the chunk has more than the {chunk.size} bytes it named") from error
         except OSError as error:
+            # What lies on a full disk keeps it full.
+            await self.discard(session)
             raise Unavailable(
-                f"cannot write upload {session.id} here: {error.strerror or error}; "
-                f"{session.size} bytes of it are kept",
+                f"cannot write upload {session.id} on this proxy: {error.strerror or error}; "
+                "nothing of it was kept: start the upload again",
             ) from error
         if chunk.size is not None and received != chunk.size:
             raise SizeInvalid(f"the chunk was to have {chunk.size} bytes, and {received} came")
