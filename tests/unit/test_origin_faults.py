@@ -30,6 +30,7 @@ from shoal.store.blobs import BlobStore
 from shoal.store.uploads import UploadSessions
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.web.client import HttpClient
+from shoal.web.deadline import Deadline
 from shoal.web.serving import listening
 
 LATE = FaultPlan(seed=7, origin="origin-0", late_share=1.0, max_delay=10.0)
@@ -154,6 +155,8 @@ async def an_origin(folder: Path, clock: Clock | None) -> AsyncIterator[Ask]:
     ):
 
         async def ask(method: str, path: str, body: bytes | None = None) -> tuple[int, Any]:
+            if path == "/address":
+                return 200, address
             async with session.request(method, f"http://{address}{path}", data=body) as answer:
                 text = await answer.read()
                 return answer.status, text
@@ -203,6 +206,25 @@ async def test_requests_about_blobs_fail_and_no_others(tmp_path: Path) -> None:
         assert (await ask("GET", "/readiness"))[0] == 200
         # A client asks once more when a connection that it kept is reset.
         assert json.loads((await ask("GET", PATH))[1])["failed"] >= 20
+
+
+async def test_a_client_asks_again_for_what_could_not_be_decided(tmp_path: Path) -> None:
+    """An origin that has no time now is not one that lacks the blob."""
+    request = "POST /internal/blobs/stat"
+    plans = (FaultPlan(seed=seed, fail_rate=0.5) for seed in range(100))
+    plan = next(plan for plan in plans if outcomes_of(plan, request) == ["503", None])
+    http = HttpClient(user_agent="test")
+    async with an_origin(tmp_path, Clock()) as ask:
+        await ask("PUT", PATH, json_of(plan))
+        address = (await ask("GET", "/address"))[1]
+        ring = OriginCluster(http, OriginsConfig(hosts=[address], replicas=1, write_quorum=1))
+        assert await ring.stat(DIGEST, deadline=Deadline.after(5)) is None
+    await http.close()
+
+
+def outcomes_of(plan: FaultPlan, request: str) -> list[str | None]:
+    drawn = Faults(plan)
+    return [drawn.fails(request) for _ in range(2)]
 
 
 async def test_an_empty_plan_ends_all_faults(tmp_path: Path) -> None:

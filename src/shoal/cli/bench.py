@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``shoal bench push|pull``: what this machine and this version can do."""
+"""``shoal bench push|pull|race``: what this machine and this version can do."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from shoal.cli.failures import complain, fail
-from shoal.cli.sizes import size_in_bytes
+from shoal.cli.sizes import seconds, size_in_bytes
 
 _Size = Annotated[int, typer.Option(parser=size_in_bytes, metavar="SIZE", help="Of the blob.")]
 _Runs = Annotated[int, typer.Option(min=1, metavar="N", help="The figures are their medians.")]
@@ -23,6 +24,22 @@ _Dir = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="Nothing but the JSON object.")]
 
 
+def _setups(names: list[str] | None) -> list[str] | None:
+    from shoal.bench.race import SETUPS
+
+    return [_one_of(name, SETUPS) for name in names or ()] or None
+
+
+def _late(kind: str) -> str:
+    return _one_of(kind, ("manifests", "all"))
+
+
+def _one_of(value: str, known: Collection[str]) -> str:
+    if value not in known:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}")
+    return value
+
+
 def register(main: typer.Typer) -> None:
     """Add the commands."""
     group = typer.Typer(
@@ -32,6 +49,7 @@ def register(main: typer.Typer) -> None:
     )
     group.command("push")(_push)
     group.command("pull")(_pull)
+    group.command("race")(_race)
     main.add_typer(group, name="bench")
 
 
@@ -53,6 +71,74 @@ def _pull(
 ) -> None:
     """Pull one blob from an agent, cold and cached; compare with nginx when it is installed."""
     _run("pull", size, runs, folder, as_json=as_json)
+
+
+def _race(
+    *,
+    pushes: Annotated[int, typer.Option(min=1, metavar="N", help="To each set-up.")] = 500,
+    setups: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--setup", metavar="NAME", callback=_setups, help="Only this one; may be repeated."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of images and faults.")] = 1,
+    max_delay: Annotated[
+        float,
+        typer.Option(
+            parser=seconds, metavar="DURATION", help="A late blob becomes visible within this."
+        ),
+    ] = "3s",  # type: ignore[assignment] # typer parses the default, too
+    late_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the blobs that may be late, those that are.")
+    ] = 0.1,
+    late: Annotated[
+        str, typer.Option(callback=_late, metavar="manifests|all", help="Which blobs may be late.")
+    ] = "manifests",
+    head_start: Annotated[
+        float,
+        typer.Option(
+            parser=seconds, metavar="DURATION", help="From an image's last blob to its manifest."
+        ),
+    ] = "1s",  # type: ignore[assignment] # typer parses the default, too
+    fail_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the requests to origins, those that fail.")
+    ] = 0.01,
+    kill_origin: Annotated[
+        bool, typer.Option(help="In Shoal's own set-ups, kill an origin and restart it.")
+    ] = True,
+    folder: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Push images while origins are late and fail: what is lost to the race, in four set-ups."""
+    from shoal.bench import race, race_report
+    from shoal.cluster.interrupt import Interrupted
+    from shoal.cluster.ports import PortsTaken
+    from shoal.cluster.room import NoRoom
+    from shoal.cluster.supervisor import StartFailed
+    from shoal.web.failures import CallFailed
+
+    conditions = race.Conditions(
+        pushes=pushes,
+        seed=seed,
+        late=late,  # type: ignore[arg-type] # the callback has checked it
+        late_share=late_share,
+        max_delay=max_delay,
+        head_start=head_start,
+        fail_rate=fail_rate,
+        kill_origin=kill_origin,
+    )
+    names = [name for name in race.SETUPS if not setups or name in setups]
+    try:
+        outcomes = race.run(names, conditions, folder, complain=complain)
+    except Interrupted as error:
+        raise fail("shoal bench race: stopped", error, 128 + error.number) from None
+    except (CallFailed, NoRoom, PortsTaken, StartFailed) as error:
+        raise fail("shoal bench race", error) from None
+    if not as_json:
+        for line in race_report.lines(outcomes):
+            typer.echo(line)
+    typer.echo(json.dumps(race_report.document(outcomes, conditions)))
 
 
 def _run(name: str, size: int, runs: int, folder: Path | None, *, as_json: bool) -> None:

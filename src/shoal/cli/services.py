@@ -30,6 +30,11 @@ DieWith = Annotated[
     typer.Option("--die-with", metavar="PID", hidden=True, help="End with this parent process."),
 ]
 
+Faults = Annotated[
+    bool,
+    typer.Option("--faults", hidden=True, help="Let tests inject faults. Never in production."),
+]
+
 
 def register(main: typer.Typer) -> None:
     """Add a command for each service."""
@@ -37,17 +42,26 @@ def register(main: typer.Typer) -> None:
         main.command(role.name, help=_HELP[role.name])(_command(role))
 
 
-def _command(role: Role) -> Callable[[ConfigFile, DieWith], None]:
+def _command(role: Role) -> Callable[..., None]:
     def run(config: ConfigFile = None, die_with: DieWith = None) -> None:
-        if die_with is not None:
-            _die_with(die_with)
-        from shoal.config.load import load
+        _run(role, config, die_with)
 
-        with config_faults():
-            loaded = load(role.config_model(), role.name, config, os.environ)
-        role.run(loaded)
+    def run_origin(
+        config: ConfigFile = None, die_with: DieWith = None, *, faults: Faults = False
+    ) -> None:
+        _run(role, config, die_with, faults=faults)
 
-    return run
+    return run_origin if role.name == "origin" else run
+
+
+def _run(role: Role, config: Path | None, die_with: int | None, **options: bool) -> None:
+    if die_with is not None:
+        _die_with(die_with)
+    from shoal.config.load import load
+
+    with config_faults():
+        loaded = load(role.config_model(), role.name, config, os.environ)
+    role.run(loaded, **options)
 
 
 def _die_with(parent: int) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes on the command line, written as in config files."""
+"""Sizes and durations on the command line, written as in config files."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def size_in_bytes(text: str) -> int:
     if size < 1:
         raise typer.BadParameter("expected at least 1B")
     return size
+
+
+def seconds(text: str) -> float:
+    """Seconds in ``500ms``."""
+    from shoal.config.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shoal.cluster.layout import Overrides, Shape, lay_out
 from shoal.cluster.ports import reserve
-from shoal.cluster.supervisor import Cluster, running
+from shoal.cluster.supervisor import NO_FLAGS, Cluster, Flags, running
 
 
 @asynccontextmanager
@@ -20,6 +20,7 @@ async def local_cluster(
     report: Callable[[str], None],
     port_base: int | None = None,
     overrides: Overrides | None = None,
+    flags: Flags = NO_FLAGS,
 ) -> AsyncIterator[Cluster]:
     """Start a cluster and wait until it is ready; `report` gets lines about services that die.
 
@@ -27,5 +28,5 @@ async def local_cluster(
     """
     with reserve(shape.ports(), port_base) as ports:
         layout = lay_out(shape, data_dir, ports.first, overrides)
-        async with running(layout, report=report) as cluster:
+        async with running(layout, report=report, flags=flags) as cluster:
             yield cluster

@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 TAIL_LINES = 5
@@ -30,6 +30,7 @@ class ServiceProcess:
         config_path: Path,
         log_path: Path,
         on_exit: Callable[[ServiceProcess], None],
+        flags: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.log_path = log_path
@@ -42,6 +43,7 @@ class ServiceProcess:
                 [
                     *(sys.executable, "-m", "shoal", role, "--config", str(config_path)),
                     *("--die-with", str(os.getpid())),
+                    *flags,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

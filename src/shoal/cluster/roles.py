@@ -35,9 +35,9 @@ class Role:
         model: type[Config] = getattr(module, self.config_class)
         return model
 
-    def run(self, loaded: Loaded[Any]) -> None:
+    def run(self, loaded: Loaded[Any], **options: Any) -> None:
         """Run the service in the foreground until it is told to stop."""
-        import_module(f"shoal.{self.package}.main").main(loaded)
+        import_module(f"shoal.{self.package}.main").main(loaded, **options)
 
 
 ROLES = {

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,6 +25,11 @@ READY_WITHIN = 60.0
 
 STOP_WITHIN = 9.5
 """Seconds that the services have to drain and stop before they are killed."""
+
+Flags = Mapping[str, Sequence[str]]
+"""More options for the command line of each service of a role."""
+
+NO_FLAGS: Flags = {}
 
 
 class StartFailed(Exception):
@@ -45,10 +50,14 @@ class DataDirInUse(Exception):
 class Cluster:
     """The running services of a layout."""
 
-    def __init__(self, layout: Layout, report: Callable[[str], None]) -> None:
+    def __init__(
+        self, layout: Layout, report: Callable[[str], None], flags: Flags = NO_FLAGS
+    ) -> None:
         self.layout = layout
+        self._flags = flags
         self._report = report
         self._processes: dict[str, ServiceProcess] = {}
+        self._killed: set[ServiceProcess] = set()
         self._ready = False
         self._stopping = False
         self._death = asyncio.Event()
@@ -65,13 +74,35 @@ class Cluster:
     def start(self) -> None:
         """Start a process for each service."""
         for member in self.layout.members:
-            self._processes[member.name] = ServiceProcess(
-                member.name,
-                member.role,
-                config_path=member.config_path,
-                log_path=member.log_path,
-                on_exit=self._exited,
-            )
+            self._start(member)
+
+    def _start(self, member: Member) -> None:
+        self._processes[member.name] = ServiceProcess(
+            member.name,
+            member.role,
+            config_path=member.config_path,
+            log_path=member.log_path,
+            on_exit=self._exited,
+            flags=self._flags.get(member.role, ()),
+        )
+
+    async def kill(self, name: str) -> None:
+        """End one service with SIGKILL, to see what survives that; `restart` brings it back."""
+        process = self._processes[name]
+        self._killed.add(process)
+        process.kill()
+        await process.wait()
+
+    async def restart(self, name: str, within: float = READY_WITHIN) -> None:
+        """Start a service that has ended, and wait until it is ready; raise `StartFailed`."""
+        [member] = [member for member in self.layout.members if member.name == name]
+        self._start(member)
+        probe = ReadinessProbe({name: member.readiness_url})
+        try:
+            async with asyncio.timeout(within):
+                await probe.run()
+        except TimeoutError:
+            raise self._late(probe, within) from None
 
     async def wait_ready(self, within: float) -> None:
         """Wait until all services are ready; raise `StartFailed` when one dies or time is up."""
@@ -117,7 +148,7 @@ class Cluster:
         await asyncio.gather(*(process.wait() for process in self._processes.values()))
 
     def _exited(self, process: ServiceProcess) -> None:
-        if self._ready and not self._stopping:
+        if self._ready and not self._stopping and process not in self._killed:
             for line in _obituary(process):
                 self._report(line)
         self._death.set()
@@ -135,7 +166,11 @@ class Cluster:
 
 @asynccontextmanager
 async def running(
-    layout: Layout, *, report: Callable[[str], None], ready_within: float = READY_WITHIN
+    layout: Layout,
+    *,
+    report: Callable[[str], None],
+    flags: Flags = NO_FLAGS,
+    ready_within: float = READY_WITHIN,
 ) -> AsyncIterator[Cluster]:
     """Run a cluster that is ready, and stop it on the way out whatever happens.
 
@@ -144,7 +179,7 @@ async def running(
     """
     with _locked(layout.data_dir):
         _write_configs(layout.members)
-        cluster = Cluster(layout, report)
+        cluster = Cluster(layout, report, flags)
         try:
             cluster.start()
             await cluster.wait_ready(ready_within)

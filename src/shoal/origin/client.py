@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from shoal.origin.poll import Poll
 from shoal.origin.presence import Census, Presence
 from shoal.origin.quorum import Attempt, Placement, QuorumFailed
 from shoal.origin.remote_blob import RemoteBlob
+from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import OriginsConfig
 from shoal.ring.health import Health
 from shoal.ring.rendezvous import owners
@@ -40,6 +42,7 @@ from shoal.swarm.peers import PeerInfo
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
+from shoal.web.retrying import RetriesExhausted, retrying
 
 ASK_TIMEOUT = 5.0
 """Seconds for the answer to a small question."""
@@ -49,6 +52,10 @@ LINGER = 0.25
 
 HEDGE_AFTER = 0.5
 """Seconds of silence after which the next host is asked as well."""
+
+ASK_AGAIN = RetryPolicy(initial=0.2, attempts=3)
+"""For a question that a client waits for, when too many hosts could not be asked: one may be
+starting while another had no time."""
 
 PROBE_FROM = 1024 * 1024
 """Bytes from which an upload first asks whether the host has the blob already."""
@@ -82,6 +89,7 @@ class OriginCluster:
         self._http = http
         self._config = config
         self._health = Health()
+        self._rng = random.Random()
         self._stragglers: set[asyncio.Task[None]] = set()
 
     @property
@@ -234,8 +242,20 @@ class OriginCluster:
 
         A blob that was acknowledged is on at least `write_quorum` hosts. So "not there" is certain
         as soon as fewer hosts than that are silent, and one dead origin does not stop a push from
-        finding out that it must send a layer. Raises `Unreachable` when more could not be asked.
+        finding out that it must send a layer. Raises `Unreachable` when more could not be asked,
+        in any of the attempts of `ASK_AGAIN`.
         """
+        try:
+            return await retrying(
+                lambda left: self._stat(digest, left),
+                policy=ASK_AGAIN,
+                deadline=deadline,
+                rng=self._rng,
+            )
+        except RetriesExhausted as exhausted:
+            raise exhausted.last from exhausted
+
+    async def _stat(self, digest: Digest, deadline: Deadline) -> int | None:
         wanted = max(0, len(self._config.hosts) - self._config.write_quorum)
 
         def enough(poll: Poll[int]) -> float | None:

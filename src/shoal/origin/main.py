@@ -10,6 +10,7 @@ from contextlib import suppress
 from shoal.config.load import Loaded
 from shoal.config.units import split_address
 from shoal.model.digest import Digest
+from shoal.origin import faults as faults_on_purpose
 from shoal.origin.api import origin_application
 from shoal.origin.client import OriginCluster
 from shoal.origin.config import OriginConfig
@@ -33,19 +34,22 @@ EXPIRY_INTERVAL = 600.0
 """Seconds between looks for uploads that nobody continues."""
 
 
-def main(loaded: Loaded[OriginConfig]) -> None:
-    """Run one origin in the foreground until it is told to stop."""
+def main(loaded: Loaded[OriginConfig], *, faults: bool = False) -> None:
+    """Run one origin in the foreground until it is told to stop.
+
+    `faults` opens the route of `shoal.origin.faults`: for tests and ``shoal bench race`` alone.
+    """
     config = loaded.value
     configure(config.log, "origin")
 
     async def origin(stop: Stop) -> None:
-        await _serve(config, stop)
+        await _serve(config, stop, faults=faults)
 
     # Plain asyncio: what an origin does most is sendfile, which needs no other loop.
     run(origin, loop="asyncio")
 
 
-async def _serve(config: OriginConfig, stop: Stop) -> None:
+async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
     http = HttpClient(user_agent="shoal-origin")
     cluster = OriginCluster(http, config.origins)
     store = await in_thread(BlobStore, config.data_dir)
@@ -69,6 +73,8 @@ async def _serve(config: OriginConfig, stop: Stop) -> None:
         readiness=readiness.missing,
         request_timeout=config.request_timeout,
     )
+    if faults:
+        faults_on_purpose.add_to(app)
     expiry = asyncio.create_task(_expire(uploads, config.upload_ttl), name="expiry of uploads")
     try:
         await _listen_to_peers(node, config)
