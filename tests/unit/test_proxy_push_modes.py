@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from shoal.buildindex.client import BuildIndexClient
 from shoal.model.digest import Digest
 from shoal.model.errors import DigestInvalid, ManifestBlobUnknown, Unavailable
 from shoal.model.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from shoal.origin.client import OriginCluster
 from shoal.proxy.api import proxy_application
 from shoal.proxy.config import ProxyConfig, PushModes
 from shoal.proxy.custody import DurableCustody
@@ -24,6 +26,7 @@ from shoal.proxy.readiness import Readiness
 from shoal.proxy.service import ProxyService
 from shoal.proxy.uploads import Uploads
 from shoal.registry.ports import Chunk
+from shoal.ring.config import HostsConfig, OriginsConfig
 from shoal.store.uploads import UploadSessions
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
@@ -80,9 +83,9 @@ class Proxy:
             await self.custody.stop(5)
 
     def application(self) -> web.Application:
-        readiness = Readiness(
-            self.http, origins=[], write_quorum=0, build_indexes=["none:1"], custody=self.custody
-        )
+        ring = OriginsConfig(hosts=["127.0.0.1:1"], write_quorum=1, replicas=1)
+        index = BuildIndexClient(self.http, HostsConfig(hosts=["127.0.0.1:1"]))
+        readiness = Readiness(OriginCluster(self.http, ring), index, self.custody)
         return proxy_application(self.service, self.custody, readiness, self.config)
 
     async def push(self, name: str, *contents: bytes) -> None:

@@ -7,7 +7,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from shoal.buildindex.client import BuildIndexClient
+from shoal.origin.client import OriginCluster
 from shoal.proxy.readiness import Readiness
+from shoal.ring.config import HostsConfig, OriginsConfig
 from shoal.web.client import HttpClient
 
 NOBODY = "127.0.0.1:1"
@@ -35,21 +38,24 @@ async def healthy() -> AsyncIterator[str]:
         yield f"{server.host}:{server.port}"
 
 
-def readiness(http: HttpClient, origins: list[str], indexes: list[str]) -> Readiness:
-    return Readiness(http, origins=origins, write_quorum=2, build_indexes=indexes)
+def readiness(
+    http: HttpClient, origins: list[str], indexes: list[str], *, write_quorum: int
+) -> Readiness:
+    ring = OriginsConfig(hosts=origins, write_quorum=write_quorum, replicas=2)
+    index = BuildIndexClient(http, HostsConfig(hosts=indexes))
+    return Readiness(OriginCluster(http, ring), index)
 
 
 async def test_a_write_quorum_and_one_build_index_are_enough(
     http: HttpClient, healthy: str
 ) -> None:
-    ready = readiness(http, [healthy, NOBODY, healthy], [NOBODY, healthy])
+    ready = readiness(http, [NOBODY, healthy], [NOBODY, healthy], write_quorum=1)
     assert await ready.missing() == []
 
 
 async def test_what_is_missing_is_named(http: HttpClient, healthy: str) -> None:
-    origins, index = await readiness(http, [healthy, NOBODY], [NOBODY]).missing()
-    assert origins.startswith("1 origin(s) answer, the write quorum is 2: ")
-    assert NOBODY in origins
-    assert healthy not in origins
-    assert index.startswith("no build-index is ready: ")
-    assert NOBODY in index
+    ready = readiness(http, [healthy, NOBODY], [NOBODY], write_quorum=2)
+    quorum, origin, index = await ready.missing()
+    assert quorum == "1 origin(s) answer, the write quorum is 2"
+    assert origin.startswith(f"origin {NOBODY}: ")
+    assert index.startswith(f"build-index {NOBODY}: ")

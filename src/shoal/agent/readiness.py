@@ -20,7 +20,7 @@ class AgentReadiness:
 
     async def missing(self) -> list[str]:
         """What is missing, a line each; nothing when ready."""
-        answers = await asyncio.gather(self._tracker.readiness(), self._index.readiness())
+        answers = await asyncio.gather(self._tracker.readiness(), self._index.alive())
         missing = [line for lines in answers for line in lines]
         if not self._node.listening:
             missing.append("the peer endpoint does not listen")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from shoal.ring.health import Health
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
+from shoal.web.probe import silent
 from shoal.web.retrying import RetriesExhausted, Retry, retrying
 
 READ_TIMEOUT = 5.0
@@ -166,18 +166,17 @@ class BuildIndexClient:
         """At most `n` repositories that have a tag (None: all) after `last`, in ASCII order."""
         return await self._list("/repositories", n, last, deadline)
 
+    async def alive(self) -> list[str]:
+        """Nothing if a build-index answers; else each of them and why it does not."""
+        return await self._silent("/health")
+
     async def readiness(self) -> list[str]:
-        """Nothing if a build-index is alive; else each of them and why it is not."""
+        """Nothing if a build-index can take a push; else each of them and why it cannot."""
+        return await self._silent("/readiness")
 
-        async def why_silent(host: str) -> str | None:
-            try:
-                await self._call(host, "GET", "/health", Deadline.after(READINESS_TIMEOUT))
-            except CallFailed as error:
-                return f"build-index {host}: {error.detail}"
-            return None
-
-        answers = await asyncio.gather(*map(why_silent, self._hosts))
-        return [] if None in answers else [answer for answer in answers if answer]
+    async def _silent(self, path: str) -> list[str]:
+        hosts = await silent(self._http, self._hosts, path, enough=1, timeout=READINESS_TIMEOUT)
+        return [f"build-index {host}: {why}" for host, why in hosts.items()]
 
     async def _list(self, path: str, n: int | None, last: str, deadline: Deadline) -> list[str]:
         names: list[str] = []

@@ -68,9 +68,7 @@ class BuildIndexConfig(ServiceConfig):
 
     resolver: ResolverConfig = ResolverConfig()
 
-    tag_types: tuple[Annotated[TagTypeConfig, Field()], ...] = (
-        TagTypeConfig(pattern=".*", type="docker"),
-    )
+    tag_types: tuple[TagTypeConfig, ...] = (TagTypeConfig(pattern=".*", type="docker"),)
     """The first pattern that matches decides; what none matches is ``docker``."""
 
     neighbours: tuple[Address, ...] = ()

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 
 from shoal.buildindex.api import Api
 from shoal.buildindex.config import BuildIndexConfig
 from shoal.buildindex.neighbours import Neighbours
-from shoal.buildindex.origins import ResolvingOrigins
-from shoal.buildindex.readiness import origins_missing
 from shoal.buildindex.resolver import Resolver
 from shoal.buildindex.service import BuildIndex
 from shoal.buildindex.tag_types import TagTypes
 from shoal.buildindex.tags import TagDatabase, TagDatabaseUnusable, TagStore
 from shoal.config.load import Loaded
+from shoal.origin.client import OriginCluster
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
 from shoal.web.server import Stop, application, run, serve
@@ -38,7 +36,7 @@ def main(loaded: Loaded[BuildIndexConfig]) -> None:
 
 async def _serve(config: BuildIndexConfig, store: TagStore, stop: Stop) -> None:
     http = HttpClient(user_agent="shoal-build-index")
-    origins = ResolvingOrigins(http, config.origins)
+    origins = OriginCluster(http, config.origins)
     index = BuildIndex(
         store,
         Resolver(origins, config.origins.write_quorum, config.resolver, TagTypes(config.tag_types)),
@@ -50,7 +48,7 @@ async def _serve(config: BuildIndexConfig, store: TagStore, stop: Stop) -> None:
             timeout=config.neighbour_timeout,
             interval=config.sync_interval,
         ),
-        origins_missing=partial(origins_missing, http, config.origins),
+        origins_missing=origins.readiness,
     )
     app = application(
         "build-index", readiness=index.readiness, request_timeout=config.request_timeout

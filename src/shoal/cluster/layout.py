@@ -198,7 +198,7 @@ def _generated(
         config["data_dir"] = str(data_dir / "data" / name)
     if role in {"proxy", "agent"}:
         config["build_index"] = {"hosts": hosts("build-index")}
-    if role == "build-index":
+    if role in {"proxy", "build-index"}:
         config["neighbours"] = [host for host in hosts(role) if host != own[0]]
     config["origins"] = {"hosts": hosts("origin"), **_copies(shape.origins)}
     return config

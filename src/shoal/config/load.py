@@ -12,7 +12,8 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from types import UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -183,7 +184,8 @@ class _Sources:
 def section_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
     """The section that a key holds, if it holds one (optional sections, too)."""
     annotation = model.model_fields[key].annotation
-    for candidate in (annotation, *get_args(annotation)):
+    sides = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else ()
+    for candidate in (annotation, *sides):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None

@@ -41,11 +41,21 @@ from shoal.swarm.metainfo import InvalidMetainfo, Metainfo
 from shoal.swarm.peers import PeerInfo
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
+from shoal.web.failures import (
+    CallFailed,
+    NotFound,
+    Overloaded,
+    Rejected,
+    Unreachable,
+    combined,
+)
+from shoal.web.probe import silent
 from shoal.web.retrying import RetriesExhausted, retrying
 
 ASK_TIMEOUT = 5.0
 """Seconds for the answer to a small question."""
+
+READINESS_TIMEOUT = 1.0
 
 LINGER = 0.25
 """Seconds that the other hosts may still take once the answer is settled."""
@@ -273,6 +283,20 @@ class OriginCluster:
             return None
         raise _could_not_ask(digest, poll)
 
+    async def readiness(self) -> list[str]:
+        """Nothing if enough origins answer for a push to be taken; else which do not, and why."""
+        quorum = self._config.write_quorum
+        silent_hosts = await silent(
+            self._http, self.members, "/health", enough=quorum, timeout=READINESS_TIMEOUT
+        )
+        if not silent_hosts:
+            return []
+        answering = len(self.members) - len(silent_hosts)
+        return [
+            f"{answering} origin(s) answer, the write quorum is {quorum}",
+            *(f"origin {host}: {why}" for host, why in silent_hosts.items()),
+        ]
+
     async def stat_many(self, digests: Iterable[Digest], *, deadline: Deadline) -> Presence:
         """Where each of the blobs is. One request (or one per 1,000 blobs) to each host.
 
@@ -334,7 +358,7 @@ class OriginCluster:
                         raise Rejected("GET", url, f"{digest} has more than {limit} bytes")
             found = await in_thread(Digest.of, body, digest.algorithm)
             if found != digest:
-                raise Unreachable("GET", url, f"sent {len(body)} bytes with digest {found}")
+                raise Rejected("GET", url, f"sent {len(body)} bytes with digest {found}")
             return bytes(body)
 
         poll = await self._ask_members(
@@ -471,6 +495,11 @@ def _not_had(digest: Digest, poll: Poll[T]) -> CallFailed:
     return NotFound("GET", f"/internal/blobs/{digest}", detail)
 
 
-def _could_not_ask(digest: Digest, poll: Poll[T]) -> Unreachable:
+def _could_not_ask(digest: Digest, poll: Poll[T]) -> CallFailed:
+    """`Unreachable`, or `Rejected` when each host refused and would refuse again."""
+    path = f"/internal/blobs/{digest}"
     detail = f"no origin gave {digest}, and not all could be asked: {poll.said()}"
-    return Unreachable("GET", f"/internal/blobs/{digest}", detail)
+    absent = [NotFound("GET", _url(host, path), "not there") for host in poll.absent]
+    failure = combined("GET", path, detail, [*poll.unasked.values(), *absent])
+    failure.__cause__ = next(iter(poll.unasked.values()))
+    return failure

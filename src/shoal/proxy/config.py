@@ -71,7 +71,7 @@ class ProxyConfig(ServiceConfig):
     """The other proxies of this cluster: a manifest that is pushed here waits for what they are
     still to deliver. Naming this one, too, does no harm."""
 
-    push: tuple[Annotated[PushRule, Field()], ...] = ()
+    push: tuple[PushRule, ...] = ()
     """The first rule whose pattern matches holds; write_through where none does."""
 
     delivery: QueueConfig = QueueConfig()

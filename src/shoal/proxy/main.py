@@ -39,6 +39,7 @@ def main(loaded: Loaded[ProxyConfig]) -> None:
 async def _serve(config: ProxyConfig, stop: Stop) -> None:
     http = HttpClient(user_agent="shoal-proxy")
     origins = OriginCluster(http, config.origins)
+    index = BuildIndexClient(http, config.build_index)
     uploads = Uploads(
         await in_thread(UploadSessions, config.data_dir / "uploads"),
         idle_timeout=config.upload_idle_timeout,
@@ -47,7 +48,7 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
     custody = await _custody(config, modes, origins)
     service = ProxyService(
         origins=origins,
-        index=BuildIndexClient(http, config.build_index),
+        index=index,
         uploads=uploads,
         write_quorum=config.origins.write_quorum,
         modes=modes,
@@ -55,13 +56,7 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
         neighbours=Neighbours(http, config.neighbours),
         tag_time=config.tag_time,
     )
-    readiness = Readiness(
-        http,
-        origins=config.origins.hosts,
-        write_quorum=config.origins.write_quorum,
-        build_indexes=config.build_index.hosts,
-        custody=custody,
-    )
+    readiness = Readiness(origins, index, custody)
     expiry = asyncio.create_task(uploads.expire(config.upload_ttl), name="expiry of uploads")
     try:
         app = proxy_application(service, custody or NoCustody(), readiness, config)

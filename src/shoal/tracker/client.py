@@ -30,6 +30,7 @@ from shoal.tracker.messages import (
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Unreachable
+from shoal.web.probe import silent
 
 ASK_TIMEOUT = 10.0
 """Seconds for one tracker to answer; it may have to ask the origins first."""
@@ -124,17 +125,10 @@ class TrackerClient:
 
     async def readiness(self) -> list[str]:
         """Nothing if a tracker is alive; else each of them and why it is not."""
-        deadline = Deadline.after(READINESS_TIMEOUT)
-
-        async def why_silent(host: str) -> str | None:
-            try:
-                await self._call(host, "GET", "/health", None, deadline)
-            except CallFailed as error:
-                return f"tracker {host}: {error.detail}"
-            return None
-
-        answers = await asyncio.gather(*map(why_silent, self._hosts))
-        return [] if None in answers else [answer for answer in answers if answer]
+        hosts = await silent(
+            self._http, self._hosts, "/health", enough=1, timeout=READINESS_TIMEOUT
+        )
+        return [f"tracker {host}: {why}" for host, why in hosts.items()]
 
     def _ordered(self, digest: Digest) -> list[str]:
         return self._health.order(owners(digest, self._hosts), self._clock())
