@@ -13,6 +13,7 @@ from shoal.swarm.peers import PeerInfo
 from shoal.swarm.picker import Picker
 from shoal.swarm.pieces import PieceFile
 from shoal.swarm.seeding import Seeding
+from shoal.swarm.turns import Turns
 from shoal.swarm.wire import Open, ProtocolError
 
 _WINDOW_BYTES = 32 * 1024 * 1024
@@ -23,6 +24,7 @@ class BlobEndpoint(Endpoint, Protocol):
     """The process's peer endpoint as its blobs see it."""
 
     rng: random.Random
+    turns: Turns
     links: dict[str, Link]
 
     def connect(self, blob: BlobSwarm) -> None: ...
@@ -195,8 +197,10 @@ class BlobSwarm:
         return True
 
     async def _check(self, link: Link, index: int, payload: memoryview) -> None:
+        urgency = 0 if self.picker is None else self.picker.urgency(index)
         try:
-            right = await self.pieces.store(index, payload)
+            async with self.node.turns.take(urgency):
+                right = await self.pieces.store(index, payload)
         except OSError as error:
             self.pieces.fail(error)
             return

@@ -24,12 +24,16 @@ from shoal.swarm.peers import PeerInfo
 from shoal.swarm.pieces import PieceFile
 from shoal.swarm.seeding import Seeding
 from shoal.swarm.traffic import Traffic
+from shoal.swarm.turns import Turns
 from shoal.swarm.wire import Open, ProtocolError
 
 _TICK = 0.1
 """Seconds between looks for late pieces and stalled peers, while something is being fetched."""
 
 _JANITOR = 5.0
+_THREADS = 2
+"""That check pieces and write them; hashing and writing leave the event loop its core."""
+
 _ACCEPT_PAUSE = 1.0
 _MAX_STRIKES = 3
 _BAN = 30.0
@@ -80,7 +84,8 @@ class SwarmNode:
         self.rng = random.Random(seed)
         self.links: dict[str, Link] = {}
         self.blobs: dict[Digest, BlobSwarm] = {}
-        self.executor = ThreadPoolExecutor(2, thread_name_prefix="pieces")
+        self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="pieces")
+        self.turns = Turns(_THREADS)
         self._seeding = seeding
         self._buffers = Buffers(config.buffers)
         self._starved: deque[Link] = deque()

@@ -113,6 +113,11 @@ class Picker:
         """Nobody waits there any more."""
         self._readers.pop(reader, None)
 
+    def urgency(self, index: int) -> int:
+        """How many pieces the nearest reader still takes before this one; 0 is waited for."""
+        ahead = [index - reader.position for reader in self._readers.values()]
+        return min((distance for distance in ahead if distance >= 0), default=self.count)
+
     # -- what to ask for
 
     def pick(self, peer: str, now: float) -> int | None:
