@@ -13,9 +13,9 @@ from typing import Any, cast
 import pytest
 
 from shoal.buildindex.client import BuildIndexClient
-from shoal.buildindex.dependencies import IndexChildren
 from shoal.model.digest import Digest
 from shoal.model.errors import DigestInvalid, ManifestBlobUnknown, ManifestInvalid, NameUnknown
+from shoal.model.manifest import IndexChildren
 from shoal.model.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from shoal.origin.client import OriginCluster
 from shoal.ring.config import HostsConfig, OriginsConfig

@@ -211,6 +211,35 @@ async def test_images_and_an_index_of_them(
     assert await copies(http, cluster, digest) >= 2
 
 
+async def test_an_index_whose_children_live_elsewhere_says_so_in_the_request(
+    cluster: RunningCluster, http: HttpClient, registry: RegistryClient
+) -> None:
+    here = await push_image(registry, OCI_MANIFEST, os.urandom(1000))
+    await registry.put_manifest(NAME, Digest.of(here), here, OCI_MANIFEST)
+    children = [
+        {"mediaType": OCI_MANIFEST, "digest": str(digest), "size": len(here)}
+        for digest in (Digest.of(here), Digest.of(b"elsewhere"))
+    ]
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": children}
+
+    async def put(query: str) -> int:
+        url = f"{cluster.proxy}/v2/{NAME}/manifests/sparse{query}"
+        deadline = Deadline.after(30)
+        headers = {"Content-Type": OCI_INDEX}
+        expect = (201, 400, 404)
+        body = json.dumps(index).encode()
+        answer = await http.call(
+            "PUT", url, deadline=deadline, data=body, headers=headers, expect=expect
+        )
+        return answer.status
+
+    assert await put("") == 404
+    assert await put("?index_children=required") == 404
+    assert await put("?index_children=some") == 400
+    assert await put("?index_children=present") == 201
+    assert json.loads((await registry.get_manifest(NAME, "sparse")).body) == index
+
+
 async def test_a_large_manifest(registry: RegistryClient) -> None:
     await registry.push_blob(NAME, Digest.of(EMPTY_CONFIG), EMPTY_CONFIG)
     body = manifest(OCI_MANIFEST)

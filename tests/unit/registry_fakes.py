@@ -13,7 +13,7 @@ from typing import Self
 
 from shoal.model.digest import Digest
 from shoal.model.errors import ManifestBlobUnknown, NameUnknown
-from shoal.model.manifest import parse_manifest
+from shoal.model.manifest import IndexChildren, parse_manifest
 from shoal.web.deadline import Deadline
 from shoal.web.failures import NotFound, Unreachable
 
@@ -142,6 +142,7 @@ class MemoryIndex:
         media_type: str | None,
         *,
         deadline: Deadline,
+        index_children: IndexChildren | None = None,
     ) -> None:
         await self.check(repository, digest, manifest, media_type, deadline=deadline)
         self.entries[repository, tag] = digest
@@ -154,6 +155,7 @@ class MemoryIndex:
         media_type: str | None,
         *,
         deadline: Deadline,
+        index_children: IndexChildren | None = None,
     ) -> None:
         self.given.append(manifest)
         if manifest is None:

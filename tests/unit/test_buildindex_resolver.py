@@ -8,12 +8,11 @@ import pytest
 from prometheus_client import REGISTRY
 
 from shoal.buildindex.config import ResolverConfig, TagTypeConfig
-from shoal.buildindex.dependencies import IndexChildren
 from shoal.buildindex.resolver import Candidate, Resolver
 from shoal.buildindex.tag_types import TagTypes
 from shoal.model.digest import Digest
 from shoal.model.errors import DigestInvalid, ManifestBlobUnknown, ManifestInvalid, Unavailable
-from shoal.model.manifest import MAX_MANIFEST_BYTES
+from shoal.model.manifest import MAX_MANIFEST_BYTES, IndexChildren
 from shoal.model.media_types import OCI_INDEX, OCI_MANIFEST
 from shoal.origin.client import Presence
 from shoal.queue.retry import RetryPolicy

@@ -12,12 +12,11 @@ from typing import cast, get_args
 import msgspec
 from aiohttp import web
 
-from shoal.buildindex.dependencies import IndexChildren
 from shoal.buildindex.records import MAX_BATCH, Batch
 from shoal.buildindex.service import BuildIndex
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import BadRequest, DigestInvalid, NameInvalid, TagInvalid
-from shoal.model.manifest import MAX_MANIFEST_BYTES
+from shoal.model.manifest import MAX_MANIFEST_BYTES, IndexChildren
 from shoal.model.names import InvalidName, InvalidTag, repository_name, split_tag
 from shoal.web.callers import while_connected
 from shoal.web.requests import deadline_of, read_body, read_json

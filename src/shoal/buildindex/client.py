@@ -12,7 +12,6 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from shoal.buildindex.dependencies import IndexChildren
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import (
     ApiError,
@@ -24,6 +23,7 @@ from shoal.model.errors import (
     NameUnknown,
     TagInvalid,
 )
+from shoal.model.manifest import IndexChildren
 from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import HostsConfig
 from shoal.ring.health import Health

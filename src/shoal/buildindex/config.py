@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from shoal.buildindex.dependencies import MAX_DEPENDENCIES, MAX_DEPTH, IndexChildren
+from shoal.buildindex.dependencies import MAX_DEPENDENCIES, MAX_DEPTH
 from shoal.config.model import Config, ServiceConfig
 from shoal.config.units import Address, Duration
+from shoal.model.manifest import IndexChildren
 from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import OriginsConfig
 

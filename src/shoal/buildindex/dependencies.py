@@ -9,20 +9,19 @@ asks for and feeds them to it, so that reading and retrying stay its own busines
 
 from __future__ import annotations
 
-from typing import Literal
-
 from shoal.model.digest import Digest
-from shoal.model.manifest import Descriptor, InvalidManifest, Manifest, parse_manifest
+from shoal.model.manifest import (
+    Descriptor,
+    IndexChildren,
+    InvalidManifest,
+    Manifest,
+    parse_manifest,
+)
 from shoal.model.media_types import MANIFEST_TYPES
 
 MAX_DEPENDENCIES = 10_000
 MAX_DEPTH = 8
 """Manifests on the longest way from the tagged one to a leaf, both included."""
-
-IndexChildren = Literal["required", "present", "ignore"]
-"""What an index needs of its children: ``required``, all of them and all that they need;
-``present``, that those that are here are complete (the others live elsewhere: a sparse index);
-``ignore``, nothing."""
 
 
 class DependencyWalk:

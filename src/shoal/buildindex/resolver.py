@@ -17,12 +17,12 @@ from typing import assert_never
 from shoal.buildindex import metrics
 from shoal.buildindex.attempts import Effort
 from shoal.buildindex.config import ResolverConfig
-from shoal.buildindex.dependencies import DependencyWalk, IndexChildren
+from shoal.buildindex.dependencies import DependencyWalk
 from shoal.buildindex.existence import ExistenceCheck, Missing, Origins
 from shoal.buildindex.tag_types import TagType, TagTypes
 from shoal.model.digest import Digest
 from shoal.model.errors import DigestInvalid, ManifestBlobUnknown, ManifestInvalid, Unavailable
-from shoal.model.manifest import MAX_MANIFEST_BYTES, InvalidManifest
+from shoal.model.manifest import MAX_MANIFEST_BYTES, IndexChildren, InvalidManifest
 from shoal.queue.retry import RetryPolicy
 from shoal.web.deadline import Deadline
 from shoal.web.failures import NotFound

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from shoal.buildindex.clock import HybridClock
-from shoal.buildindex.dependencies import IndexChildren
 from shoal.buildindex.neighbours import Neighbours
 from shoal.buildindex.records import Changes, Page, TagRecord
 from shoal.buildindex.resolver import Candidate, Resolver
 from shoal.buildindex.tags import TagStore
 from shoal.model.digest import Digest
 from shoal.model.errors import ApiError, ManifestUnknown, NameUnknown
+from shoal.model.manifest import IndexChildren
 from shoal.web.deadline import Deadline
 
 MAX_PAGE = 10_000

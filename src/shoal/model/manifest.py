@@ -9,7 +9,7 @@ that no document can be taken for a manifest by one reader and for an index by a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -34,6 +34,12 @@ MAX_ENTRIES = 10_000
 
 class InvalidManifest(ValueError):
     """The document is not a manifest that Shoal can keep."""
+
+
+IndexChildren = Literal["required", "present", "ignore"]
+"""What an index needs of its children: ``required``, all of them and all that they need;
+``present``, that those that are here are complete (the others live elsewhere: a sparse index);
+``ignore``, nothing."""
 
 
 @dataclass(frozen=True, slots=True)

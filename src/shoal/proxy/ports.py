@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from shoal.model.digest import Digest
+from shoal.model.manifest import IndexChildren
 from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
 
@@ -47,6 +48,7 @@ class TagIndex(Protocol):
         media_type: str | None,
         *,
         deadline: Deadline,
+        index_children: IndexChildren | None = None,
     ) -> object: ...
 
     async def check(
@@ -57,6 +59,7 @@ class TagIndex(Protocol):
         media_type: str | None,
         *,
         deadline: Deadline,
+        index_children: IndexChildren | None = None,
     ) -> object: ...
 
     async def get_tag(self, repository: str, tag: str, *, deadline: Deadline) -> Digest | None: ...

@@ -18,7 +18,13 @@ from shoal.model.errors import (
     Unavailable,
     UploadConflict,
 )
-from shoal.model.manifest import MAX_MANIFEST_BYTES, InvalidManifest, Manifest, parse_manifest
+from shoal.model.manifest import (
+    MAX_MANIFEST_BYTES,
+    IndexChildren,
+    InvalidManifest,
+    Manifest,
+    parse_manifest,
+)
 from shoal.proxy.config import PushMode, PushModes
 from shoal.proxy.custody import Custody, NoCustody
 from shoal.proxy.neighbours import Neighbours
@@ -170,6 +176,8 @@ class ProxyService:
         body: bytes,
         content_type: str | None,
         deadline: Deadline,
+        *,
+        index_children: IndexChildren | None = None,
     ) -> Digest:
         manifest, digest = await in_thread(_read_manifest, reference, body, content_type)
         await_delivery = self._modes.of(repository).await_delivery
@@ -180,10 +188,23 @@ class ProxyService:
         try:
             if isinstance(reference, str):
                 await self._index.put_tag(
-                    repository, reference, digest, known, kind, deadline=deadline
+                    repository,
+                    reference,
+                    digest,
+                    known,
+                    kind,
+                    deadline=deadline,
+                    index_children=index_children,
                 )
             else:
-                await self._index.check(repository, digest, known, kind, deadline=deadline)
+                await self._index.check(
+                    repository,
+                    digest,
+                    known,
+                    kind,
+                    deadline=deadline,
+                    index_children=index_children,
+                )
         except ManifestBlobUnknown as error:
             if not silent:
                 raise

@@ -3,11 +3,18 @@
 
 from __future__ import annotations
 
+from typing import cast, get_args
+
 from aiohttp import web
 
 from shoal.model.digest import Digest, InvalidDigest
-from shoal.model.errors import DigestInvalid, ManifestUnknown, TagInvalid
-from shoal.model.manifest import MAX_MANIFEST_BYTES, InvalidManifest, parse_manifest
+from shoal.model.errors import BadRequest, DigestInvalid, ManifestUnknown, TagInvalid
+from shoal.model.manifest import (
+    MAX_MANIFEST_BYTES,
+    IndexChildren,
+    InvalidManifest,
+    parse_manifest,
+)
 from shoal.model.names import InvalidTag, reference
 from shoal.registry.base import bare, content_headers, repository
 from shoal.registry.ports import Reader, Writer
@@ -60,13 +67,27 @@ class ManifestWriter:
             raise TagInvalid(str(error)) from error
         body = await read_body(request, MAX_MANIFEST_BYTES)
         digest = await self._writer.put_manifest(
-            name, target, body, request.headers.get("Content-Type"), deadline_of(request)
+            name,
+            target,
+            body,
+            request.headers.get("Content-Type"),
+            deadline_of(request),
+            index_children=_index_children(request),
         )
         headers = {
             "Location": f"/v2/{name}/manifests/{target}",
             "Docker-Content-Digest": str(digest),
         }
         return web.Response(status=201, headers=headers)
+
+
+def _index_children(request: web.Request) -> IndexChildren | None:
+    """Shoal's own parameter, for indexes whose children live elsewhere; clients do not send it."""
+    text = request.query.get("index_children")
+    if text is not None and text not in get_args(IndexChildren):
+        accepted = ", ".join(get_args(IndexChildren))
+        raise BadRequest(f"index_children is {text[:40]!r}; it is one of {accepted}")
+    return cast("IndexChildren | None", text)
 
 
 async def _media_type(name: str, digest: Digest, body: bytes) -> str:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from shoal.model.digest import Digest
 from shoal.model.errors import BlobUploadInvalid
+from shoal.model.manifest import IndexChildren
 from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
 
@@ -118,8 +119,12 @@ class Writer(Protocol):
         body: bytes,
         content_type: str | None,
         deadline: Deadline,
+        *,
+        index_children: IndexChildren | None = None,
     ) -> Digest:
         """Store a manifest under a tag or its digest and return the digest.
+
+        `index_children` says what an index needs of its children; None leaves it to the config.
 
         Raises `ManifestInvalid`, `DigestInvalid`, `ManifestBlobUnknown` or `Unavailable`.
         """
