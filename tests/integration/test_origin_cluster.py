@@ -18,7 +18,7 @@ from shoal.origin.remote_blob import RemoteBlob
 from shoal.swarm.metainfo import metainfo_of
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
-from shoal.web.failures import NotFound, Rejected, Unreachable
+from shoal.web.failures import CallFailed, NotFound, Unreachable
 from tests.integration.origin_ring import Ring, running_ring, until
 
 MIB = 1024 * 1024
@@ -316,7 +316,7 @@ class TestRead:
     ) -> None:
         source = Source(tmp_path, 10_000)
         await source.put(cluster)
-        with pytest.raises(Rejected, match="more than 9999 bytes"):
+        with pytest.raises(CallFailed, match="more than 9999 bytes"):
             await cluster.read(source.digest, deadline=soon(), limit=9999)
 
 
