@@ -121,12 +121,8 @@ class Host:
 
     async def start(self) -> None:
         await self.node.start()
-        listener = self.node._listener
-        assert listener is not None
         peer = self.node.peer
-        self.node.peer = PeerInfo(
-            peer.id, peer.host, listener.getsockname()[1], peer.zone, peer.origin
-        )
+        self.node.peer = PeerInfo(peer.id, peer.host, self.node.port, peer.zone, peer.origin)
 
     @property
     def peer(self) -> PeerInfo:

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from shoal.model.digest import Digest
 from shoal.swarm.metainfo import MIN_PIECE
@@ -39,6 +40,17 @@ async def upload(http: aiohttp.ClientSession, cluster: RunningCluster, data: byt
     async with http.put(url, data=io.BytesIO(data)) as answer:
         assert answer.status == 201, await answer.text()
     return digest
+
+
+async def link(http: aiohttp.ClientSession, cluster: RunningCluster, digest: Digest) -> None:
+    """Make the blob one of the repository ``team/blobs``, as a push does."""
+    url = f"{cluster.build_indexes[0]}/repositories/team%2Fblobs/blobs/{digest}"
+    async with http.put(URL(url, encoded=True)) as answer:
+        assert answer.status == 201, await answer.text()
+
+
+def registry_url(agent: AgentUrls, digest: Digest, name: str = "team/blobs") -> str:
+    return f"{agent.registry}/v2/{name}/blobs/{digest}"
 
 
 def blob_url(agent: AgentUrls, digest: Digest) -> str:
@@ -103,9 +115,49 @@ async def test_a_blob_is_pulled_by_digest_from_any_agent(
     digest = await upload(http, cluster, data)
     for agent in cluster.agents:
         assert await pull(http, agent, digest) == data
-    async with http.get(f"{cluster.agents[0].registry}/v2/team/blobs/blobs/{digest}") as answer:
+    await link(http, cluster, digest)
+    async with http.get(registry_url(cluster.agents[0], digest)) as answer:
         assert await answer.read() == data
         assert answer.headers["Docker-Content-Digest"] == str(digest)
+
+
+async def test_the_registry_serves_what_belongs_to_the_repository_alone(
+    cluster: RunningCluster, http: aiohttp.ClientSession
+) -> None:
+    digest = await upload(http, cluster, os.urandom(SIZE))
+    await link(http, cluster, digest)
+    agent = cluster.agents[0]
+    async with http.get(registry_url(agent, digest)) as answer:
+        assert answer.status == 200
+    for method in ("GET", "HEAD"):
+        async with http.request(method, registry_url(agent, digest, "team/other")) as answer:
+            assert answer.status == 404
+    async with http.get(registry_url(agent, Digest.of(b"nobody has this"))) as answer:
+        nowhere = await answer.json()
+    async with http.get(registry_url(agent, digest, "team/other")) as answer:
+        foreign = await answer.json()
+    assert foreign["errors"][0]["code"] == nowhere["errors"][0]["code"] == "BLOB_UNKNOWN"
+
+
+async def test_what_was_pulled_before_is_pulled_while_the_build_index_is_down(
+    cluster: RunningCluster, http: aiohttp.ClientSession
+) -> None:
+    data = os.urandom(SIZE)
+    digest, other = await upload(http, cluster, data), await upload(http, cluster, b"not pulled")
+    await link(http, cluster, digest)
+    await link(http, cluster, other)
+    agent = cluster.agents[0]
+    async with http.get(registry_url(agent, digest)) as answer:
+        assert await answer.read() == data
+    await asyncio.to_thread(cluster.kill, "build-index-0")
+    try:
+        async with http.get(registry_url(agent, digest)) as answer:
+            assert await answer.read() == data
+        for url in (registry_url(agent, other), registry_url(agent, digest, "team/other")):
+            async with http.get(url) as answer:
+                assert answer.status == 503
+    finally:
+        await asyncio.to_thread(cluster.restart, "build-index-0")
 
 
 @pytest.mark.parametrize("size", [0, 1, MIN_PIECE, MIN_PIECE + 1])
@@ -155,8 +207,9 @@ async def test_concurrent_pulls_of_one_blob_are_one_download(
 
 async def test_head_does_not_download(cluster: RunningCluster, http: aiohttp.ClientSession) -> None:
     digest = await upload(http, cluster, os.urandom(SIZE))
+    await link(http, cluster, digest)
     agent = cluster.agents[0]
-    for url in (blob_url(agent, digest), f"{agent.registry}/v2/team/blobs/blobs/{digest}"):
+    for url in (blob_url(agent, digest), registry_url(agent, digest)):
         async with http.head(url) as answer:
             assert (answer.status, answer.headers["Content-Length"]) == (200, str(SIZE))
     assert await swarm(http, agent, digest) == {}

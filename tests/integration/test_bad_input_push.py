@@ -148,7 +148,7 @@ async def test_what_is_no_proper_request(cluster: RunningCluster, sent: bytes) -
         ("GET", "/v2/_catalog?n=-1", 400, "BAD_REQUEST"),
         ("POST", f"{UPLOADS}?mount=sha256:1&from=a", 400, "DIGEST_INVALID"),
         ("PATCH", f"{UPLOADS}no-such-upload", 404, "BLOB_UPLOAD_UNKNOWN"),
-        ("DELETE", f"/v2/a/blobs/{DIGEST}", 405, "UNSUPPORTED"),
+        ("DELETE", f"/v2/a/blobs/{DIGEST}", 404, "BLOB_UNKNOWN"),
         ("PUT", "/v2/", 405, "UNSUPPORTED"),
     ],
 )

@@ -14,7 +14,13 @@ import pytest
 
 from shoal.buildindex.client import BuildIndexClient
 from shoal.model.digest import Digest
-from shoal.model.errors import DigestInvalid, ManifestBlobUnknown, ManifestInvalid, NameUnknown
+from shoal.model.errors import (
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    NameUnknown,
+    Unsupported,
+)
 from shoal.model.manifest import IndexChildren
 from shoal.model.media_types import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
 from shoal.origin.client import OriginCluster
@@ -222,18 +228,80 @@ async def test_an_index_whose_children_live_elsewhere_is_tagged_on_request(
         assert await registry.tag(repository, name) == digest
 
 
-async def test_a_check_finds_the_same_and_tags_nothing(registry: Registry, repository: str) -> None:
+async def test_a_push_needs_what_it_references_in_its_repository(
+    registry: Registry, repository: str
+) -> None:
+    index = registry.indexes[0]
     manifest = await registry.image(repository)
-    await registry.indexes[0].check(
-        repository, Digest.of(manifest), manifest, OCI_MANIFEST, deadline=soon()
-    )
-    broken = image_manifest(Digest.of(b"no config"), Digest.of(b"no layer"))
-    with pytest.raises(ManifestBlobUnknown):
-        await registry.indexes[0].check(
-            repository, Digest.of(broken), broken, OCI_MANIFEST, deadline=soon()
+    digest = Digest.of(manifest)
+
+    async def push(number: int = 0) -> None:
+        await registry.indexes[number].put_manifest(
+            repository, digest, manifest, OCI_MANIFEST, tags=["v1", "latest"], deadline=soon()
         )
+
+    with pytest.raises(ManifestBlobUnknown) as caught:
+        await push()
+    parts = [Digest.of(f"{part} of {repository}".encode()) for part in ("config", "layer")]
+    assert caught.value.detail["missing"] == sorted(map(str, parts))
     with pytest.raises(NameUnknown):
-        await registry.indexes[0].tags(repository, deadline=soon())
+        await index.tags(repository, deadline=soon())
+    for part in parts:
+        await index.link_blob(repository, part, deadline=soon())
+    await push(1)
+    for client in registry.indexes:
+        assert await client.tags(repository, deadline=soon()) == ["latest", "v1"]
+        found = await client.find_manifest(repository, "latest", deadline=soon())
+        assert found is not None
+        assert (found.digest, found.media_type, found.size) == (
+            digest,
+            OCI_MANIFEST,
+            len(manifest),
+        )
+
+
+async def test_what_is_deleted_at_one_build_index_is_gone_at_the_other(
+    registry: Registry, repository: str
+) -> None:
+    first, second = registry.indexes
+    manifest = await registry.image(repository)
+    digest = await registry.put(repository, "v1", manifest)
+    await registry.put(repository, "v2", manifest)
+    layer = Digest.of(f"layer of {repository}".encode())
+    assert await second.delete_tag(repository, "v1", deadline=soon())
+    assert await first.tags(repository, deadline=soon()) == ["v2"]
+    with pytest.raises(Unsupported, match=str(digest)):
+        await first.delete_blob(repository, layer, deadline=soon())
+    assert await first.delete_manifest(repository, digest, deadline=soon())
+    assert await second.find_manifest(repository, digest, deadline=soon()) is None
+    assert await registry.tag(repository, "v2", index=1) is None
+    assert await second.delete_blob(repository, layer, deadline=soon())
+    assert not await first.has_blob(repository, layer, deadline=soon())
+    assert not await first.delete_manifest(repository, digest, deadline=soon())
+
+
+async def test_garbage_is_collected_when_it_is_asked_for(
+    registry: Registry, repository: str
+) -> None:
+    index = registry.indexes[0]
+    stray = Digest.of(f"stray of {repository}".encode())
+    await index.link_blob(repository, stray, deadline=soon())
+    await registry.put(repository, "v1", await registry.image(repository))
+
+    async def collect(**params: str) -> list[tuple[str, str]]:
+        answer = await registry.http.call(
+            "POST", f"{registry.index_urls[0]}/internal/gc", params=params, deadline=soon()
+        )
+        items = json.loads(answer.body)["items"]
+        return [(i["kind"], i["name"]) for i in items if i["repository"] == repository]
+
+    assert await collect(dry_run="false") == []
+    assert await collect(dry_run="true", grace="1ms") == [("blob", str(stray))]
+    assert await index.has_blob(repository, stray, deadline=soon())
+    assert await collect(dry_run="false", grace="1ms") == [("blob", str(stray))]
+    for client in registry.indexes:
+        assert not await client.has_blob(repository, stray, deadline=soon())
+    assert await registry.tag(repository, "v1") is not None
 
 
 async def test_manifests_that_are_none_are_refused(registry: Registry, repository: str) -> None:
@@ -320,6 +388,11 @@ async def test_paths_are_taken_escaped_and_unescaped(registry: Registry) -> None
 
 
 DIGEST = f"sha256:{'0' * 64}"
+APP = "/repositories/app"
+MANY_TAGS = "&".join(f"tag=t{number}" for number in range(101))
+TOO_MANY = json.dumps(
+    {"manifests": [["app", "v1"]] * 600, "blobs": [["app", DIGEST]] * 600}
+).encode()
 
 
 @pytest.mark.parametrize(
@@ -337,13 +410,34 @@ DIGEST = f"sha256:{'0' * 64}"
         (("PUT", f"/tags/app:v1/digest/{DIGEST}", None), 404, "MANIFEST_BLOB_UNKNOWN"),
         (("PUT", f"/tags/app:v1/digest/{DIGEST}?replicate=1", None), 400, "BAD_REQUEST"),
         (("PUT", f"/tags/app:v1/digest/{DIGEST}?index_children=no", None), 400, "BAD_REQUEST"),
-        (("POST", f"/manifests/app/{DIGEST}/check?index_children=", None), 400, "BAD_REQUEST"),
-        (("POST", f"/manifests/APP/{DIGEST}/check", b"{}"), 400, "NAME_INVALID"),
+        (("PUT", f"{APP}/manifests/{DIGEST}?index_children=", None), 400, "BAD_REQUEST"),
+        (("PUT", f"{APP}/manifests/{DIGEST}?tag=.v1", b"{}"), 400, "TAG_INVALID"),
+        (("PUT", f"{APP}/manifests/{DIGEST}?{MANY_TAGS}", b"{}"), 400, "BAD_REQUEST"),
+        (("PUT", f"{APP}/manifests/{DIGEST}", b"{}"), 400, "DIGEST_INVALID"),
+        (("PUT", f"/repositories/APP/manifests/{DIGEST}", b"{}"), 400, "NAME_INVALID"),
+        (("PUT", f"{APP}/blobs/sha256:12", None), 400, "DIGEST_INVALID"),
+        (("PUT", f"{APP}/blobs/{DIGEST}?mount=all", None), 400, "BAD_REQUEST"),
+        (("PUT", f"{APP}/blobs/{DIGEST}?mount=any&from=app", None), 400, "BAD_REQUEST"),
+        (("PUT", f"{APP}/blobs/{DIGEST}?from=APP", None), 400, "NAME_INVALID"),
+        (("PUT", f"{APP}/blobs/{DIGEST}?from=absent", None), 404, "BLOB_UNKNOWN"),
+        (("PUT", f"{APP}/blobs/{DIGEST}?mount=any", None), 404, "BLOB_UNKNOWN"),
+        (("DELETE", f"{APP}/blobs/{DIGEST}", None), 404, "BLOB_UNKNOWN"),
+        (("DELETE", f"{APP}/manifests/{DIGEST}", None), 404, "MANIFEST_UNKNOWN"),
+        (("DELETE", f"{APP}/manifests/v1", None), 400, "DIGEST_INVALID"),
+        (("DELETE", f"{APP}/tags/absent", None), 404, "MANIFEST_UNKNOWN"),
+        (("DELETE", f"{APP}/tags/-", None), 400, "TAG_INVALID"),
+        (("GET", f"{APP}/referrers/v1", None), 400, "DIGEST_INVALID"),
+        (("GET", f"{APP}/referrers/{DIGEST}?n=x", None), 400, "BAD_REQUEST"),
+        (("POST", "/internal/lookup", b'{"blobs": [["app"]]}'), 400, "BAD_REQUEST"),
+        (("POST", "/internal/lookup", TOO_MANY), 400, "BAD_REQUEST"),
+        (("POST", "/internal/wanted", b'{"digests": 1}'), 400, "BAD_REQUEST"),
+        (("POST", "/internal/gc?grace=5", None), 400, "BAD_REQUEST"),
+        (("POST", "/internal/gc?dry_run=perhaps", None), 400, "BAD_REQUEST"),
         (("GET", "/repositories/absent/tags", None), 404, "NAME_UNKNOWN"),
         (("GET", "/repositories?n=many", None), 400, "BAD_REQUEST"),
         (("GET", "/internal/changes?after=x", None), 400, "BAD_REQUEST"),
-        (("PUT", "/internal/tags", b"{"), 400, "BAD_REQUEST"),
-        (("PUT", "/internal/tags", b'{"records": [{"repository": "a"}]}'), 400, "BAD_REQUEST"),
+        (("PUT", "/internal/records", b"{"), 400, "BAD_REQUEST"),
+        (("PUT", "/internal/records", b'{"records": [{"repository": "a"}]}'), 400, "BAD_REQUEST"),
         (("DELETE", "/tags/app:v1", None), 405, "UNSUPPORTED"),
         (("GET", "/nothing", None), 404, "NOT_FOUND"),
     ],
@@ -362,11 +456,17 @@ async def test_a_bad_record_of_a_neighbour_is_refused_whole(
 ) -> None:
     def record(tag: str) -> dict[str, Any]:
         version = [1, 0, "0" * 16]
-        return {"repository": repository, "tag": tag, "digest": DIGEST, "version": version}
+        return {
+            "kind": "tag",
+            "repository": repository,
+            "name": tag,
+            "value": DIGEST,
+            "version": version,
+        }
 
     body = json.dumps({"records": [record("good"), record("bad tag")]}).encode()
     with pytest.raises(Rejected, match="bad tag"):
         await registry.http.call(
-            "PUT", f"{registry.index_urls[0]}/internal/tags", data=body, deadline=soon()
+            "PUT", f"{registry.index_urls[0]}/internal/records", data=body, deadline=soon()
         )
     assert await registry.tag(repository, "good") is None

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import pytest
 
 from shoal.model.digest import Digest
 from shoal.origin.client import OriginCluster
+from shoal.origin.local import KEPT
 from shoal.origin.quorum import QuorumFailed
 from shoal.origin.remote_blob import RemoteBlob
 from shoal.swarm.metainfo import metainfo_of
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound, Unreachable
+from shoal.web.failures import CallFailed, NotFound, Rejected, Unreachable
 from tests.integration.origin_ring import Ring, running_ring, until
 
 MIB = 1024 * 1024
@@ -431,4 +433,77 @@ class TestEnsureCopies:
                 deadline=soon(),
                 json={"to": ["127.0.0.1:1"]},
             )
+        await http.close()
+
+
+class TestKeep:
+    """Of garbage collection: who relies on a copy, and what is marked to stay."""
+
+    @staticmethod
+    def age(ring: Ring, digest: Digest) -> None:
+        """Make all copies look as if nobody had used them for two days."""
+        for host in ring.holders(digest):
+            path = ring.origin(host).path(digest)
+            written = time.time() - 2 * 86400
+            os.utime(path, (written, written))
+
+    @staticmethod
+    def used_lately(ring: Ring, digest: Digest) -> set[str]:
+        since = time.time() - 3600
+        return {
+            origin.host for origin in ring.origins if origin.path(digest).stat().st_atime > since
+        }
+
+    async def test_asking_leaves_the_age_and_relying_begins_it_anew(
+        self, ring: Ring, cluster: OriginCluster, tmp_path: Path
+    ) -> None:
+        source = Source(tmp_path)
+        await source.put(cluster)
+        await cluster.drain(10)
+        self.age(ring, source.digest)
+        assert await cluster.stat(source.digest, deadline=soon()) == len(source.data)
+        await cluster.stat_many([source.digest], deadline=soon())
+        assert self.used_lately(ring, source.digest) == set()
+        assert await cluster.stat(source.digest, deadline=soon(), keep=True) == len(source.data)
+        assert len(self.used_lately(ring, source.digest)) >= 2
+        self.age(ring, source.digest)
+        presence = await cluster.stat_many([source.digest], deadline=soon(), keep=True)
+        assert self.used_lately(ring, source.digest) >= presence.copies[source.digest]
+
+    async def test_a_second_upload_begins_the_age_anew(
+        self, ring: Ring, cluster: OriginCluster, tmp_path: Path
+    ) -> None:
+        source = Source(tmp_path)
+        await source.put(cluster)
+        await cluster.drain(10)
+        self.age(ring, source.digest)
+        await source.put(cluster)
+        await cluster.drain(10)
+        assert self.used_lately(ring, source.digest) == set(ring.config.hosts)
+
+    async def test_a_copy_of_a_blob_that_stays_for_good_stays_for_good(
+        self, ring: Ring, cluster: OriginCluster, tmp_path: Path
+    ) -> None:
+        source, plain = Source(tmp_path), Source(tmp_path)
+        keeper, *others = ring.origins
+        hosts = {keeper.host}
+        for blob, kept in ((source, True), (plain, False)):
+            size = len(blob.data)
+            await cluster.send(
+                keeper.host, blob.digest, blob.path, size, deadline=soon(), kept=kept
+            )
+            assert await cluster.ensure_copies(blob.digest, hosts, deadline=soon()) == 3
+
+        def marked(digest: Digest) -> list[bool]:
+            paths = [origin.path(digest) for origin in (keeper, *others)]
+            return [path.with_name(f"{path.name}.{KEPT}").exists() for path in paths]
+
+        assert marked(source.digest) == [True] * 3
+        assert marked(plain.digest) == [False] * 3
+
+    async def test_without_build_indexes_there_is_no_sweep(self, ring: Ring) -> None:
+        http = HttpClient(user_agent="test")
+        with pytest.raises(Rejected, match=r"set build_index\.hosts") as refused:
+            await http.call("POST", ring.origins[0].url("/internal/gc"), deadline=soon())
+        assert refused.value.status == 405
         await http.close()

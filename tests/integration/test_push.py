@@ -80,9 +80,14 @@ async def push_image(registry: RegistryClient, kind: str, layer: bytes) -> bytes
 
 
 async def pulled(
-    registry: RegistryClient, digest: Digest, start: int = 0, stop: int | None = None
+    registry: RegistryClient,
+    digest: Digest,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    name: str = NAME,
 ) -> bytes:
-    async with registry.stream_blob(NAME, digest, start=start, stop=stop) as answer:
+    async with registry.stream_blob(name, digest, start=start, stop=stop) as answer:
         return b"".join([chunk async for chunk in answer.chunks()])
 
 
@@ -160,7 +165,9 @@ async def test_a_mount_sends_no_bytes(
     path, content, digest = layer
     assert await registry.push_blob("other/app", digest, path, mount_from=NAME, way="put")
     assert not await registry.push_blob("third/app", digest, path, mount_from="other/app")
-    assert await pulled(registry, digest) == content
+    assert await pulled(registry, digest, name="third/app") == content
+    with pytest.raises(NotFound):
+        await pulled(registry, digest)
 
 
 async def test_many_clients_push_one_blob_at_the_same_time(

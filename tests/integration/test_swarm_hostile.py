@@ -58,20 +58,20 @@ async def test_a_peer_that_sends_wrong_pieces_is_banned_and_the_download_right(
     liar, seed = await stage.puppet(lie), await stage.seed(CONTENT)
     leecher = await stage.host()
     blob = leecher.leech(CONTENT, [liar])
-    await until(lambda: leecher.node._is_banned(liar.peer.id))
+    await until(lambda: leecher.node.bans.holds(liar.peer.id, leecher.node.now()))
     assert blob.pieces.verified == 0
     assert liar.peer.id not in leecher.node.links
     blob.add_peers([liar.peer, seed.peer])
     await leecher.whole(CONTENT)
     assert liar.connections == 1
-    assert not leecher.node._is_banned(seed.peer.id)
+    assert not leecher.node.bans.holds(seed.peer.id, leecher.node.now())
 
 
 async def test_a_banned_peer_that_comes_by_itself_is_turned_away(stage: Stage) -> None:
     liar = await stage.puppet(lie)
     leecher = await stage.host()
     leecher.leech(CONTENT, [liar])
-    await until(lambda: leecher.node._is_banned(liar.peer.id))
+    await until(lambda: leecher.node.bans.holds(liar.peer.id, leecher.node.now()))
     puppet = await stage.dial(leecher, peer=liar.peer, greet=False)
     puppet.say(Hello(VERSION, liar.peer))
     assert all(isinstance(message, Hello) for message in await puppet.dropped())
@@ -211,7 +211,7 @@ async def test_a_seed_gives_unshown_what_a_slow_peer_holds_up(stage: Stage) -> N
     hoarder = await stage.dial(seed, peer=miser.peer)
     hoarder.open(content)
     for _ in range(6):
-        await hoarder.hear(Have)
+        hoarder.say(Have(0, (await hoarder.hear(Have)).index))
     leecher = await stage.host()
     await leecher.fetch(content, [miser, seed])
 
@@ -420,7 +420,7 @@ async def test_frames_that_may_cross_are_no_breach(stage: Stage) -> None:
 async def test_connections_beyond_the_limit_are_refused_and_room_is_made_again(
     stage: Stage,
 ) -> None:
-    host = await stage.seed(CONTENT, max_accepted=2)
+    host = await stage.seed(CONTENT, max_accepted=2, max_dialed=1)
     first, _second = await stage.dial(host), await stage.dial(host)
     third = await stage.dial(host, greet=False)
     assert await third.dropped() == []

@@ -76,9 +76,14 @@ async def push(registry: RegistryClient, *contents: bytes, name: str = NAME) -> 
 
 
 async def pulled(
-    registry: RegistryClient, digest: Digest, start: int = 0, stop: int | None = None
+    registry: RegistryClient,
+    digest: Digest,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    name: str = NAME,
 ) -> bytes:
-    async with registry.stream_blob(NAME, digest, start=start, stop=stop) as answer:
+    async with registry.stream_blob(name, digest, start=start, stop=stop) as answer:
         return b"".join([chunk async for chunk in answer.chunks()])
 
 
@@ -242,7 +247,7 @@ async def test_what_was_acknowledged_survives_kills_of_the_proxy_at_any_moment(
     assert acknowledged
     await until_delivered(http, cluster, list(acknowledged))
     for digest, content in acknowledged.items():
-        assert await pulled(registry, digest) == content
+        assert await pulled(registry, digest, name=name) == content
     assert await listed(cluster) == []
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
@@ -13,8 +12,8 @@ from tests.unit.registry_http import Client, Registry
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    return Registry(tmp_path / "uploads")
+def registry() -> Registry:
+    return Registry()
 
 
 @pytest.fixture

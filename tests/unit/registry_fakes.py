@@ -1,19 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: ARG002 - the fakes have the signatures of what they stand for
-"""Origins and a build-index in memory, for tests of the proxy and of the registry API."""
+"""Origins, a build-index and a whole registry in memory, for tests of what stands before them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import secrets
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from shoal.model.digest import Digest
-from shoal.model.errors import ManifestBlobUnknown, NameUnknown
-from shoal.model.manifest import IndexChildren, parse_manifest
+from shoal.model.errors import (
+    BlobUnknown,
+    BlobUploadUnknown,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    SizeInvalid,
+    Unavailable,
+    Unsupported,
+    UploadConflict,
+    UploadOutOfOrder,
+)
+from shoal.model.manifest import (
+    FoundManifest,
+    IndexChildren,
+    InvalidManifest,
+    Manifest,
+    Referrer,
+    parse_manifest,
+)
+from shoal.registry.ports import Chunk, ClientStalled, StoredManifest
 from shoal.web.deadline import Deadline
 from shoal.web.failures import NotFound, Unreachable
 
@@ -85,12 +108,14 @@ class MemoryOrigins:
         self.blobs[digest], self.copies[digest] = content, 3
         return None
 
-    async def stat(self, digest: Digest, *, deadline: Deadline) -> int | None:
+    async def stat(self, digest: Digest, *, deadline: Deadline, keep: bool = False) -> int | None:
         self._ask(digest)
         content = self.blobs.get(digest)
         return None if content is None else len(content)
 
-    async def stat_many(self, digests: Iterable[Digest], *, deadline: Deadline) -> Copies:
+    async def stat_many(
+        self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
+    ) -> Copies:
         hosts = ["a:1", "b:1", "c:1"]
         return Copies(
             {
@@ -126,55 +151,332 @@ class MemoryOrigins:
 
 @dataclass
 class MemoryIndex:
-    """A build-index that checks dependencies at `origins`."""
+    """A build-index that knows what belongs to which repository; contents are at `origins`."""
 
     origins: MemoryOrigins
     entries: dict[tuple[str, str], Digest] = field(default_factory=dict)
+    """The tags."""
+    links: set[tuple[str, Digest]] = field(default_factory=set)
+    manifests: dict[tuple[str, Digest], tuple[FoundManifest, Manifest]] = field(
+        default_factory=dict
+    )
     given: list[bytes | None] = field(default_factory=list)
     """The bytes that came with each manifest."""
 
-    async def put_tag(
-        self,
-        repository: str,
-        tag: str,
-        digest: Digest,
-        manifest: bytes | None,
-        media_type: str | None,
-        *,
-        deadline: Deadline,
-        index_children: IndexChildren | None = None,
-    ) -> None:
-        await self.check(repository, digest, manifest, media_type, deadline=deadline)
-        self.entries[repository, tag] = digest
+    async def find_manifest(
+        self, repository: str, reference: Digest | str, *, deadline: Deadline
+    ) -> FoundManifest | None:
+        digest = (
+            reference
+            if isinstance(reference, Digest)
+            else self.entries.get((repository, reference))
+        )
+        if digest is None or (repository, digest) not in self.manifests:
+            return None
+        return self.manifests[repository, digest][0]
 
-    async def check(
+    async def has_blob(
+        self, repository: str, digest: Digest, *, deadline: Deadline, rely: bool = False
+    ) -> bool:
+        return (repository, digest) in self.links
+
+    async def link_blob(self, repository: str, digest: Digest, *, deadline: Deadline) -> None:
+        self.links.add((repository, digest))
+
+    async def mount_blob(
+        self, repository: str, digest: Digest, source: str | None, *, deadline: Deadline
+    ) -> bool:
+        holders = {name for name, linked in self.links if linked == digest}
+        if not holders if source is None else source not in holders:
+            return False
+        self.links.add((repository, digest))
+        return True
+
+    async def put_manifest(
         self,
         repository: str,
         digest: Digest,
-        manifest: bytes | None,
+        body: bytes | None,
         media_type: str | None,
         *,
+        tags: Sequence[str],
         deadline: Deadline,
         index_children: IndexChildren | None = None,
     ) -> None:
-        self.given.append(manifest)
-        if manifest is None:
+        self.given.append(body)
+        if body is None:
             if digest not in self.origins.blobs:
                 raise ManifestBlobUnknown.missing([digest], "all origins were asked")
-            manifest = self.origins.blobs[digest]
-        parsed = parse_manifest(manifest, media_type)
-        needed = {digest} | {child.digest for child in (*parsed.blobs(), *parsed.children)}
-        if missing := needed - self.origins.blobs.keys():
-            raise ManifestBlobUnknown.missing(missing, "all origins were asked")
+            body = self.origins.blobs[digest]
+        parsed = parse_manifest(body, media_type)
+        needed = {entry.digest for entry in parsed.blobs()}
+        missing = {it for it in needed if (repository, it) not in self.links}
+        if index_children in {None, "required"}:
+            children = {entry.digest for entry in parsed.children}
+            missing |= {it for it in children if (repository, it) not in self.manifests}
+        if missing:
+            raise ManifestBlobUnknown.missing(missing, f"members of {repository}")
+        found = FoundManifest(digest, parsed.media_type, len(body))
+        self.manifests[repository, digest] = found, parsed
+        for tag in tags:
+            self.entries[repository, tag] = digest
 
-    async def get_tag(self, repository: str, tag: str, *, deadline: Deadline) -> Digest | None:
-        return self.entries.get((repository, tag))
+    async def delete_tag(self, repository: str, tag: str, *, deadline: Deadline) -> bool:
+        return self.entries.pop((repository, tag), None) is not None
+
+    async def delete_manifest(self, repository: str, digest: Digest, *, deadline: Deadline) -> bool:
+        if self.manifests.pop((repository, digest), None) is None:
+            return False
+        for key, named in list(self.entries.items()):
+            if key[0] == repository and named == digest:
+                del self.entries[key]
+        return True
+
+    async def delete_blob(self, repository: str, digest: Digest, *, deadline: Deadline) -> bool:
+        users = [
+            str(named)
+            for (name, named), (_, parsed) in self.manifests.items()
+            if name == repository and digest in parsed.references()
+        ]
+        if users:
+            raise Unsupported(f"{digest} is needed by {', '.join(users)}; delete these first")
+        if (repository, digest) not in self.links:
+            return False
+        self.links.remove((repository, digest))
+        return True
+
+    async def referrers(
+        self,
+        repository: str,
+        subject: Digest,
+        *,
+        artifact_type: str | None,
+        n: int,
+        last: str,
+        deadline: Deadline,
+    ) -> list[Referrer]:
+        found = [
+            Referrer(it.digest, it.media_type, it.size, parsed.artifact_type, parsed.annotations)
+            for (name, _), (it, parsed) in self.manifests.items()
+            if name == repository
+            and parsed.subject is not None
+            and parsed.subject.digest == subject
+            and artifact_type in {None, parsed.artifact_type}
+            and str(it.digest) > last
+        ]
+        return sorted(found, key=lambda it: str(it.digest))[:n]
 
     async def tags(self, repository: str, n: int, last: str, *, deadline: Deadline) -> list[str]:
+        if repository not in self._names():
+            raise NameUnknown(f"nothing in {repository}")
         tags = sorted(tag for name, tag in self.entries if name == repository)
-        if not tags:
-            raise NameUnknown(f"no tag in {repository}")
         return [tag for tag in tags if tag > last][:n]
 
     async def repositories(self, n: int, last: str, *, deadline: Deadline) -> list[str]:
-        return [name for name in sorted({name for name, _ in self.entries}) if name > last][:n]
+        return [name for name in sorted(self._names()) if name > last][:n]
+
+    def _names(self) -> set[str]:
+        return {name for name, _ in (*self.entries, *self.links, *self.manifests)}
+
+
+@dataclass
+class MemoryUpload:
+    """What a session has received, and whether a request holds it."""
+
+    repository: str
+    algorithm: str
+    content: bytearray = field(default_factory=bytearray)
+    held: bool = False
+
+
+class MemoryRegistry:
+    """Both ports of the registry API, with everything in memory."""
+
+    def __init__(self, *, idle_timeout: float = 5.0) -> None:
+        """`idle_timeout` (seconds) bounds the wait for the next bytes of an upload."""
+        self.origins = MemoryOrigins()
+        self.index = MemoryIndex(self.origins)
+        self.uploads: dict[str, MemoryUpload] = {}
+        self.receiving = asyncio.Event()
+        """Set when the first bytes of a chunk have come."""
+        self.contents_read = 0
+        """How many manifests were read."""
+        self._idle_timeout = idle_timeout
+
+    def hold(self, content: bytes, *repositories: str, algorithm: str = "sha256") -> Digest:
+        """Have a blob that belongs to the repositories."""
+        digest = Digest.of(content, algorithm)
+        self.origins.blobs[digest], self.origins.copies[digest] = content, 3
+        self.index.links |= {(name, digest) for name in repositories}
+        return digest
+
+    # -- Reader -----------------------------------------------------------------------------
+
+    async def find_manifest(
+        self, repository: str, reference: Digest | str, deadline: Deadline
+    ) -> FoundManifest:
+        found = await self.index.find_manifest(repository, reference, deadline=deadline)
+        if found is None:
+            raise ManifestUnknown(f"no manifest {reference} in {repository}")
+        return found
+
+    async def manifest(self, repository: str, found: FoundManifest, deadline: Deadline) -> bytes:
+        self.contents_read += 1
+        return self.origins.blobs[found.digest]
+
+    async def stat_blob(self, repository: str, digest: Digest, deadline: Deadline) -> int:
+        return (await self.open_blob(repository, digest, deadline)).size
+
+    async def open_blob(self, repository: str, digest: Digest, deadline: Deadline) -> MemoryBlob:
+        if self.origins.failure is not None:
+            raise Unreachable("GET", f"/internal/blobs/{digest}", self.origins.failure)
+        if (repository, digest) not in self.index.links:
+            raise BlobUnknown(f"no blob {digest} in {repository}")
+        return await self.origins.open(digest, deadline=deadline)
+
+    async def tags(self, repository: str, n: int, last: str, deadline: Deadline) -> list[str]:
+        return await self.index.tags(repository, n, last, deadline=deadline)
+
+    async def repositories(self, n: int, last: str, deadline: Deadline) -> list[str]:
+        return await self.index.repositories(n, last, deadline=deadline)
+
+    async def referrers(  # noqa: PLR0917 -- as the port has them
+        self,
+        repository: str,
+        subject: Digest,
+        artifact_type: str | None,
+        n: int,
+        last: str,
+        deadline: Deadline,
+    ) -> list[Referrer]:
+        return await self.index.referrers(
+            repository, subject, artifact_type=artifact_type, n=n, last=last, deadline=deadline
+        )
+
+    # -- Writer -----------------------------------------------------------------------------
+
+    async def start_upload(self, repository: str, algorithm: str = "sha256") -> str:
+        upload = secrets.token_hex(16)
+        self.uploads[upload] = MemoryUpload(repository, algorithm)
+        return upload
+
+    async def upload_size(self, repository: str, upload: str) -> int:
+        return len(self._upload(repository, upload).content)
+
+    async def append(self, repository: str, upload: str, chunk: Chunk) -> int:
+        with self._held(repository, upload) as session:
+            return await self._append(session, chunk)
+
+    async def finish(
+        self, repository: str, upload: str, digest: Digest, chunk: Chunk | None, deadline: Deadline
+    ) -> None:
+        if upload not in self.uploads and (repository, digest) in self.index.links:
+            return  # the client repeats a PUT whose answer it never saw
+        with self._held(repository, upload) as session:
+            if chunk is not None:
+                await self._append(session, chunk)
+            found = Digest.of(session.content, digest.algorithm)
+            if found != digest:
+                del self.uploads[upload]
+                raise DigestInvalid(f"the bytes received have the digest {found}, not {digest}")
+            if self.origins.failure is not None:
+                raise Unavailable(f"{digest} is not stored: {self.origins.failure}")
+            self.hold(bytes(session.content), repository, algorithm=digest.algorithm)
+            del self.uploads[upload]
+
+    async def cancel(self, repository: str, upload: str) -> None:
+        with self._held(repository, upload):
+            del self.uploads[upload]
+
+    async def mount(
+        self, repository: str, digest: Digest, source: str | None, deadline: Deadline
+    ) -> bool:
+        return await self.index.mount_blob(repository, digest, source, deadline=deadline)
+
+    async def put_manifest(
+        self,
+        repository: str,
+        reference: Digest | str,
+        body: bytes,
+        content_type: str | None,
+        deadline: Deadline,
+        *,
+        tags: Sequence[str] = (),
+        index_children: IndexChildren | None = None,
+    ) -> StoredManifest:
+        named: tuple[str, ...] = tuple(tags)
+        if isinstance(reference, str):
+            named, digest = (reference,), Digest.of(body)
+        else:
+            digest = Digest.of(body, reference.algorithm)
+        if digest != reference and not isinstance(reference, str):
+            raise DigestInvalid(f"the bytes received have the digest {digest}, not {reference}")
+        try:
+            parsed = parse_manifest(body, content_type)
+        except InvalidManifest as error:
+            raise ManifestInvalid(str(error)) from error
+        await self.index.put_manifest(
+            repository,
+            digest,
+            body,
+            content_type,
+            tags=named,
+            deadline=deadline,
+            index_children=index_children,
+        )
+        self.origins.blobs[digest] = body
+        subject = None if parsed.subject is None else parsed.subject.digest
+        return StoredManifest(digest, subject, tuple(tags), parsed.warnings())
+
+    async def delete_tag(self, repository: str, tag: str, deadline: Deadline) -> None:
+        if not await self.index.delete_tag(repository, tag, deadline=deadline):
+            raise ManifestUnknown(f"no tag {tag} in {repository}")
+
+    async def delete_manifest(self, repository: str, digest: Digest, deadline: Deadline) -> None:
+        if not await self.index.delete_manifest(repository, digest, deadline=deadline):
+            raise ManifestUnknown(f"no manifest {digest} in {repository}")
+
+    async def delete_blob(self, repository: str, digest: Digest, deadline: Deadline) -> None:
+        if not await self.index.delete_blob(repository, digest, deadline=deadline):
+            raise BlobUnknown(f"no blob {digest} in {repository}")
+
+    # -- sessions ---------------------------------------------------------------------------
+
+    def _upload(self, repository: str, upload: str) -> MemoryUpload:
+        session = self.uploads.get(upload)
+        if session is None or session.repository != repository:
+            raise BlobUploadUnknown(f"no upload {upload[:80]!r} in {repository}")
+        return session
+
+    @contextmanager
+    def _held(self, repository: str, upload: str) -> Iterator[MemoryUpload]:
+        session = self._upload(repository, upload)
+        if session.held:
+            raise UploadConflict(f"another request writes to upload {upload}")
+        session.held = True
+        try:
+            yield session
+        finally:
+            session.held = False
+
+    async def _append(self, session: MemoryUpload, chunk: Chunk) -> int:
+        before = len(session.content)
+        if chunk.offset is not None and chunk.offset != before:
+            raise UploadOutOfOrder(f"the chunk begins at {chunk.offset}, {before} bytes are here")
+        parts = aiter(chunk.body)
+        while True:
+            received = len(session.content) - before
+            try:
+                async with asyncio.timeout(self._idle_timeout):
+                    part = await anext(parts, None)
+            except TimeoutError as error:
+                raise ClientStalled(received, self._idle_timeout) from error
+            if part is None:
+                break
+            if chunk.size is not None and received + len(part) > chunk.size:
+                raise SizeInvalid(f"the chunk has more than the {chunk.size} bytes it named")
+            session.content += part
+            self.receiving.set()
+        if chunk.size not in {None, received}:
+            raise SizeInvalid(f"the chunk was to have {chunk.size} bytes, and {received} came")
+        return len(session.content)

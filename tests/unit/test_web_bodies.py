@@ -123,6 +123,25 @@ def test_a_blob_is_sent_whole_in_part_or_not_at_all(path: Path) -> None:
     on_each_loop(scenario)
 
 
+def test_several_ranges_are_the_parts_of_one_body(path: Path) -> None:
+    async def scenario() -> None:
+        async with served(("GET", "/blob", blob_of(path))) as address, wire(address) as http:
+            for _ in range(2):
+                answer = await http.ask("GET", "/blob", "Range: bytes=-5,0-1999999,7-7")
+                assert answer.status == 206
+                boundary = answer.headers["content-type"].partition("boundary=")[2]
+                parts = answer.body.split(f"--{boundary}".encode())
+                assert parts[0] == b""
+                assert parts[-1] == b"--\r\n"
+                assert [part.partition(b"\r\n\r\n")[2][:-2] for part in parts[1:-1]] == [
+                    CONTENT[-5:],
+                    CONTENT[:2_000_000],
+                    CONTENT[7:8],
+                ]
+
+    on_each_loop(scenario)
+
+
 def test_a_blob_may_come_as_bytes_and_files_in_turn(path: Path) -> None:
     async def scenario() -> None:
         with path.open("rb") as file:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from shoal.agent.config import AgentConfig
+from shoal.agent.pulls import Pulls
 from shoal.agent.readiness import AgentReadiness
 from shoal.agent.service import AgentService
 from shoal.agent.swarm_view import swarm_view
@@ -22,17 +23,21 @@ _MAX_NAMESPACE = 255
 
 
 def registry_application(
-    service: AgentService, readiness: AgentReadiness, config: AgentConfig
+    pulls: Pulls, service: AgentService, readiness: AgentReadiness, config: AgentConfig
 ) -> web.Application:
     """What the container runtime talks to."""
     app = application("agent", readiness=readiness.missing)
     _generic_blobs(app, service, config)
-    registry_routes(app, service, None)
+    registry_routes(app, pulls, None)
     return app
 
 
 def admin_application(
-    service: AgentService, node: SwarmNode, readiness: AgentReadiness, config: AgentConfig
+    pulls: Pulls,
+    service: AgentService,
+    node: SwarmNode,
+    readiness: AgentReadiness,
+    config: AgentConfig,
 ) -> web.Application:
     """Generic blobs, tags and the state of the swarm, as in Kraken's agent server."""
     app = application("agent", readiness=readiness.missing)
@@ -46,7 +51,7 @@ def admin_application(
         except InvalidTag as error:
             raise TagInvalid(str(error)) from error
         deadline = Deadline.from_headers(request.headers, config.request_timeout)
-        return web.Response(text=str(await service.resolve(repository, tag, deadline)))
+        return web.Response(text=str(await pulls.resolve(repository, tag, deadline)))
 
     async def delete_blob(request: web.Request) -> web.Response:
         digest = _digest(request)
@@ -71,11 +76,13 @@ def _generic_blobs(app: web.Application, service: AgentService, config: AgentCon
             raise NameInvalid(f"a namespace has at most {_MAX_NAMESPACE} characters")
         deadline = Deadline.from_headers(request.headers, config.request_timeout)
         if request.method == "HEAD":
-            size = await service.stat_blob(namespace, digest, deadline)
+            size = await service.size(digest, deadline)
+            if size is None:
+                raise BlobUnknown(f"no origin has blob {digest}", detail={"digest": str(digest)})
             return web.Response(
                 headers={"Content-Length": str(size), "Docker-Content-Digest": str(digest)}
             )
-        blob = await service.open_blob(namespace, digest, deadline)
+        blob = await service.open_blob(digest, namespace, deadline)
         return await send_blob(request, blob, digest=digest)
 
     app.router.add_get("/namespace/{namespace:.+}/blobs/{digest}", get_blob)

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from shoal.config.model import ServiceConfig
-from shoal.config.units import Address, Duration
+from shoal.config.units import Address, Bytes, Duration
 from shoal.ring.config import HostsConfig, OriginsConfig
 from shoal.swarm.config import PeerConfig
 
@@ -41,3 +41,6 @@ class AgentConfig(ServiceConfig):
 
     stall_timeout: Duration = 60.0
     """A download to which nothing came for this long has failed; what is there is kept."""
+
+    manifest_cache: Bytes = 16 * 1024 * 1024
+    """Memory for the manifests that were pulled last; 0: they are read from the disk each time."""

@@ -11,12 +11,15 @@ from shoal.agent.api import admin_application, registry_application
 from shoal.agent.config import AgentConfig
 from shoal.agent.download import Sources
 from shoal.agent.library import Library
+from shoal.agent.membership import Membership
+from shoal.agent.pulls import Pulls
 from shoal.agent.readiness import AgentReadiness
 from shoal.agent.service import AgentService
 from shoal.buildindex.client import BuildIndexClient
 from shoal.config.load import Loaded
 from shoal.config.units import split_address
 from shoal.origin.client import OriginCluster
+from shoal.registry.manifest_cache import ManifestCache
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.tracker.client import TrackerClient
@@ -44,11 +47,19 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     tracker = TrackerClient(http, config.tracker)
     index = BuildIndexClient(http, config.build_index)
     host, port = split_address(config.peer.advertise or config.peer.listen)
-    service = AgentService(index)
+    service = AgentService()
     node = SwarmNode(config.peer, PeerInfo(new_peer_id(), host, port, config.zone), service)
     library = await asyncio.to_thread(Library, config.data_dir, node.executor)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="digest")
     service.connect(Sources(node, tracker, origins, library, hashing, config.stall_timeout))
+    pulls = Pulls(
+        index=index,
+        blobs=service,
+        origins=origins,
+        disk=library,
+        membership=Membership(),
+        manifests=ManifestCache(config.manifest_cache),
+    )
     readiness = AgentReadiness(node, tracker, index)
     try:
         await node.start()
@@ -57,8 +68,10 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     announcing = asyncio.create_task(service.announce(), name="announce")
     try:
         apps = [
-            Listener(registry_application(service, readiness, config), config.listen),
-            Listener(admin_application(service, node, readiness, config), config.admin, "admin"),
+            Listener(registry_application(pulls, service, readiness, config), config.listen),
+            Listener(
+                admin_application(pulls, service, node, readiness, config), config.admin, "admin"
+            ),
         ]
         await serve(apps, stop=stop, grace=config.shutdown_grace)
     finally:

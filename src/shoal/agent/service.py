@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent does: it finds blobs on its disk or in the swarm, and shares what it has."""
+"""An agent's blobs: found on its disk or in the swarm, and shared with its peers.
+
+They are content by digest alone; `shoal.agent.pulls` knows which repository may read what.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,8 @@ import structlog
 
 from shoal.agent.body import AgentBlob
 from shoal.agent.download import Download, Sources
-from shoal.buildindex.client import BuildIndexClient
 from shoal.model.digest import Digest
-from shoal.model.errors import BlobUnknown, ManifestUnknown, Unavailable
-from shoal.model.manifest import MAX_MANIFEST_BYTES
+from shoal.model.errors import BlobUnknown, Unavailable
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.pieces import PieceFile
 from shoal.tracker.messages import AnnouncedBlob
@@ -31,13 +32,12 @@ log = structlog.get_logger(__name__)
 
 
 class AgentService:
-    """The reading half of a registry (`shoal.registry.ports.Reader`), fed by the swarm.
+    """Blobs for this host's clients, fed by the swarm.
 
     Also the swarm's view of this host's disk (`shoal.swarm.node.BlobProvider`).
     """
 
-    def __init__(self, index: BuildIndexClient) -> None:
-        self._index = index
+    def __init__(self) -> None:
         self._sources: Sources
         self._downloads: dict[Digest, Download] = {}
         self._tasks: dict[Digest, asyncio.Task[None]] = {}
@@ -50,47 +50,33 @@ class AgentService:
         """Give it the swarm, which in turn needs this service as its provider."""
         self._sources = sources
 
-    # -- registry
+    # -- for this host's clients
 
-    async def resolve(self, repository: str, tag: str, deadline: Deadline) -> Digest:
-        """The digest that the tag has now, by the build-index."""
-        digest = await self._index.get_tag(repository, tag, deadline=deadline)
-        if digest is None:
-            raise ManifestUnknown(f"{repository} has no tag {tag}", detail={"tag": tag})
-        return digest
-
-    async def manifest(self, repository: str, digest: Digest, deadline: Deadline) -> bytes:
-        """A manifest, from this host's cache or the origins."""
-        cached = await asyncio.to_thread(self._sources.library.read_small, digest)
-        if cached is not None:
-            return cached
-        try:
-            data = await self._sources.origins.read(
-                digest, deadline=deadline, limit=MAX_MANIFEST_BYTES
-            )
-        except NotFound as error:
-            raise ManifestUnknown(
-                f"no origin has manifest {digest} of {repository}", detail={"digest": str(digest)}
-            ) from error
-        await asyncio.to_thread(self._sources.library.keep_small, digest, data)
-        return data
-
-    async def stat_blob(self, repository: str, digest: Digest, deadline: Deadline) -> int:
-        """The size of a blob; nothing is downloaded."""
+    async def size(self, digest: Digest, deadline: Deadline) -> int | None:
+        """The size of a blob, None: no origin has it. Nothing is downloaded."""
         swarm = self._node_blob(digest)
         if swarm is not None:
             return swarm.metainfo.size
         size = await asyncio.to_thread(self._sources.library.size, digest)
         if size is None:
             size = await self._sources.origins.stat(digest, deadline=deadline)
-        if size is None:
-            raise BlobUnknown(
-                f"no origin has blob {digest} of {repository}", detail={"digest": str(digest)}
-            )
         return size
 
-    async def open_blob(self, repository: str, digest: Digest, deadline: Deadline) -> Blob:
-        """A blob, from this host's disk or while it arrives."""
+    async def fetch(self, digest: Digest, namespace: str) -> None:
+        """Begin to download the blob, unless that was begun before or it is here."""
+        await self._find(digest, namespace)
+
+    async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob:
+        """A blob, from this host's disk or while it arrives; raises `BlobUnknown`."""
+        found = await self._find(digest, namespace)
+        if isinstance(found, Download):
+            return self._body(digest, await self._opened(found, deadline))
+        if found.pieces.recheck_if_touched():
+            log.warning("a cached file was changed; checking it again", digest=str(digest))
+        return self._body(digest, found.pieces)
+
+    async def _find(self, digest: Digest, namespace: str) -> BlobSwarm | Download:
+        """The blob on this host's disk, or its download, which begins if need be."""
         download = self._downloads.get(digest)
         if download is not None and download.finishing:
             await asyncio.wait([self._tasks[digest]])
@@ -102,12 +88,8 @@ class AgentService:
         download = self._downloads.get(digest)
         if download is None and swarm is not None:
             swarm.last_used = swarm.node.now()
-            if swarm.pieces.recheck_if_touched():
-                log.warning("a cached file was changed; checking it again", digest=str(digest))
-            return self._body(digest, swarm.pieces)
-        if download is None:
-            download = self._download(digest, repository)
-        return self._body(digest, await self._opened(download, deadline))
+            return swarm
+        return download or self._download(digest, namespace)
 
     def _body(self, digest: Digest, pieces: PieceFile) -> AgentBlob:
         return AgentBlob(pieces, lambda: self._leeching(digest))
@@ -118,14 +100,6 @@ class AgentService:
 
     def _node_blob(self, digest: Digest) -> BlobSwarm | None:
         return self._sources.node.blobs.get(digest)
-
-    async def tags(self, repository: str, n: int, last: str, deadline: Deadline) -> list[str]:
-        """Tags of a repository, by the build-index."""
-        return await self._index.tags(repository, n, last, deadline=deadline)
-
-    async def repositories(self, n: int, last: str, deadline: Deadline) -> list[str]:
-        """Repositories, by the build-index."""
-        return await self._index.repositories(n, last, deadline=deadline)
 
     # -- downloads
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build-index: maps tags to digests, and refuses a tag whose dependencies are missing.
+"""The build-index: knows what belongs to which repository, and refuses what is not whole.
 
-Pure: `clock`, `records`, `dependencies`, `tag_types`. Edges: `tags` (the disk), `resolver` with
-`existence` and `attempts` (the origins), `neighbours`.
+Tags, manifests and links of blobs are versioned `records`, replicated between build-indexes; the
+newest wins. Pure: `clock`, `records`, `dependencies`, `tag_types`, `garbage`. The disk: `schema`,
+`view` (reads), `writes` (what each write demands and changes), `database`, and `store`, its
+asynchronous edge. Other hosts: `resolver` with `existence` and `attempts` (the origins),
+`neighbours`, and `members`, what all build-indexes know together. `service` puts them together.
 """

@@ -3,55 +3,55 @@
 
 from __future__ import annotations
 
-import random
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
-import structlog
 
-from shoal.model.digest import Digest, InvalidDigest
-from shoal.model.errors import (
-    ApiError,
-    DigestInvalid,
-    ManifestBlobUnknown,
-    ManifestInvalid,
-    ManifestUnknown,
-    NameInvalid,
-    NameUnknown,
-    TagInvalid,
+from shoal.buildindex.hosts import IndexHosts, may_have_arrived
+from shoal.buildindex.lookups import (
+    LOOKUP,
+    Lookups,
+    Question,
+    digest_in,
+    lookup_answers,
+    lookup_request,
 )
-from shoal.model.manifest import IndexChildren
+from shoal.buildindex.messages import MAX_QUESTIONS, WantedAnswer, WantedRequest
+from shoal.buildindex.records import Page, ReferrerEntry, ReferrersPage
+from shoal.model.digest import Digest
+from shoal.model.errors import (
+    BlobUnknown,
+    ManifestUnknown,
+    NameUnknown,
+)
+from shoal.model.manifest import FoundManifest, IndexChildren, Referrer
 from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import HostsConfig
-from shoal.ring.health import Health
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
+from shoal.web.failures import (
+    CallFailed,
+    NotFound,
+    Unreachable,
+    combined,
+)
 from shoal.web.probe import silent
-from shoal.web.retrying import RetriesExhausted, Retry, retrying
 
 READ_TIMEOUT = 5.0
-"""Seconds for one build-index to look up a tag; then the next one is asked."""
+"""Seconds for one build-index to answer a lookup; then the next one is asked."""
 
 READINESS_TIMEOUT = 2.0
 
-log = structlog.get_logger()
+_NOT_THERE = frozenset({BlobUnknown.code, ManifestUnknown.code, NameUnknown.code})
+"""Answers to a mount or a deletion: what it is about is not there."""
 
-_ERRORS: dict[str, type[ApiError]] = {
-    error.code: error
-    for error in (
-        DigestInvalid,
-        ManifestBlobUnknown,
-        ManifestInvalid,
-        NameInvalid,
-        NameUnknown,
-        TagInvalid,
-    )
-}
-"""Answers of the build-index that are the caller's own answers to its client."""
+_DONE = (200, 201, 202)
+_WANTED = "/internal/wanted"
 
 
 class BuildIndexClient:
@@ -71,12 +71,12 @@ class BuildIndexClient:
     ) -> None:
         """`retry` is for writes and checks that no build-index took; None: the default policy."""
         self._http = http
-        self._retry = retry or RetryPolicy()
-        self._rng = random.Random()
-        self._hosts = list(config.hosts)
-        self._clock = clock
-        self._health = Health()
-        self._suspects: set[str] = set()
+        self._hosts = IndexHosts(http, config.hosts, retry=retry or RetryPolicy(), clock=clock)
+        self._lookups = {
+            (host, rely): self._lookups_at(host, rely=rely)
+            for host in self._hosts.hosts
+            for rely in (False, True)
+        }
 
     async def put_tag(
         self,
@@ -89,82 +89,267 @@ class BuildIndexClient:
         deadline: Deadline,
         index_children: IndexChildren | None = None,
     ) -> None:
-        """Point the tag to the manifest; without its bytes, the build-index reads them itself.
+        """Point the tag to the manifest; all that it needs becomes part of the repository.
 
-        `index_children` says what an index needs of its children (`shoal.buildindex.dependencies`);
-        None: what the build-index is configured for. Build-indexes that cannot be reached are tried
-        again within the deadline; one that answers has itself waited for what was missing. Raises
-        `ManifestBlobUnknown`, `ManifestInvalid` or `DigestInvalid`; the tag is then as it was.
+        Without its bytes, the build-index reads them itself. `index_children` says what an index
+        needs of its children (`shoal.buildindex.dependencies`); None: what the build-index is
+        configured for. Build-indexes that cannot be reached are tried again within the deadline;
+        one that answers has itself waited for what was missing. Raises `ManifestBlobUnknown`,
+        `ManifestInvalid` or `DigestInvalid`; the tag is then as it was.
         """
         path = f"/tags/{_escape(f'{repository}:{tag}')}/digest/{digest}"
-        await self._send(
-            "PUT",
-            path,
-            manifest,
-            media_type,
-            deadline=deadline,
-            index_children=index_children,
-        )
+        await self._send("PUT", path, manifest, media_type, index_children, deadline=deadline)
 
-    async def check(
+    async def get_tag(self, repository: str, tag: str, *, deadline: Deadline) -> Digest | None:
+        """The digest that the tag points to, or None: there is no such tag."""
+        found = await self.find_manifest(repository, tag, deadline=deadline)
+        return None if found is None else found.digest
+
+    # -- lookups ------------------------------------------------------------------------------
+
+    async def find_manifest(
+        self, repository: str, reference: Digest | str, *, deadline: Deadline
+    ) -> FoundManifest | None:
+        """The repository's manifest of a tag or digest, or None: it has none.
+
+        The answer is never older than the question, and before it is None the other build-indexes
+        that are not known to be down are asked. A tag may point to something of which there is no
+        manifest record: the media type is then empty and the size 0.
+        """
+        question = Question("manifest", repository, str(reference))
+        found = await self._look_up(question, deadline, rely=False)
+        return found if isinstance(found, FoundManifest) else None
+
+    async def has_blob(
+        self, repository: str, digest: Digest, *, deadline: Deadline, rely: bool = False
+    ) -> bool:
+        """Whether the blob belongs to the repository; asked as in `find_manifest`.
+
+        With `rely`, the blob is then safe from garbage collection for the grace time.
+        """
+        question = Question("blob", repository, str(digest))
+        return bool(await self._look_up(question, deadline, rely=rely))
+
+    async def _look_up(
+        self, question: Question, deadline: Deadline, *, rely: bool
+    ) -> FoundManifest | bool | None:
+        async def ask(host: str, within: Deadline) -> FoundManifest | bool | None:
+            lookups = self._lookups[host, rely]
+            return await lookups.ask(question, within.at_most(READ_TIMEOUT)) or None
+
+        return await self._hosts.first_to_have_it("POST", LOOKUP, ask, deadline)
+
+    def _lookups_at(self, host: str, *, rely: bool) -> Lookups:
+        async def send(
+            questions: Sequence[Question], deadline: Deadline
+        ) -> list[FoundManifest | bool]:
+            request = lookup_request(questions, rely=rely)
+            answer = await self._hosts.call(host, "POST", LOOKUP, deadline, json=request)
+            return lookup_answers(questions, answer)
+
+        return Lookups(send, host, timeout=READ_TIMEOUT)
+
+    # -- membership of blobs and manifests ----------------------------------------------------
+
+    async def link_blob(self, repository: str, digest: Digest, *, deadline: Deadline) -> None:
+        """Make the blob belong to the repository."""
+        await self._send("PUT", _path(repository, "blobs", digest), deadline=deadline)
+
+    async def mount_blob(
+        self, repository: str, digest: Digest, source: str | None, *, deadline: Deadline
+    ) -> bool:
+        """Make the blob belong to the repository if it belongs to `source` (None: to any).
+
+        False when it does not; other build-indexes are asked before that, as in `find_manifest`.
+        """
+        path = _path(repository, "blobs", digest)
+        params = {"mount": "any"} if source is None else {"from": source}
+
+        async def mount(host: str, within: Deadline) -> bool | None:
+            return await self._done_at(host, "PUT", path, within, params=params)
+
+        async def attempt(within: Deadline) -> bool:
+            return bool(await self._hosts.first_to_have_it("PUT", path, mount, within))
+
+        return await self._hosts.persistently("PUT", path, attempt, deadline)
+
+    async def put_manifest(
         self,
         repository: str,
         digest: Digest,
-        manifest: bytes | None,
+        body: bytes | None,
         media_type: str | None,
         *,
+        tags: Sequence[str],
         deadline: Deadline,
         index_children: IndexChildren | None = None,
     ) -> None:
-        """Only check that everything the manifest needs is there; raises as `put_tag`."""
-        path = f"/manifests/{_escape(repository)}/{digest}/check"
-        await self._send(
-            "POST",
-            path,
-            manifest,
-            media_type,
-            deadline=deadline,
-            index_children=index_children,
-        )
+        """Make the manifest, and the tags that point to it, part of the repository, all or nothing.
 
-    async def get_tag(self, repository: str, tag: str, *, deadline: Deadline) -> Digest | None:
-        """The digest that the tag points to, or None: there is no such tag.
-
-        Before it says None it asks the other build-indexes that are not known to be down.
+        Without its bytes, the build-index reads them itself. Retries and errors are those of
+        `put_tag`, but all that the manifest references must belong to the repository.
         """
-        path = f"/tags/{_escape(f'{repository}:{tag}')}"
-        unknown = False
-        last: CallFailed = _nobody("GET", path)
-        hosts = self._ordered()
-        for position, host in enumerate(hosts):
-            if unknown and host in self._suspects:
-                continue
-            share = _share(deadline, hosts, position).at_most(READ_TIMEOUT)
+        path = _path(repository, "manifests", digest)
+        if tags:
+            path += "?" + urlencode([("tag", tag) for tag in tags])
+        await self._send("PUT", path, body, media_type, index_children, deadline=deadline)
+
+    async def delete_tag(self, repository: str, tag: str, *, deadline: Deadline) -> bool:
+        """Delete the tag, not what it points to; False: there is no such tag."""
+        return await self._delete(_path(repository, "tags", tag), deadline)
+
+    async def delete_manifest(self, repository: str, digest: Digest, *, deadline: Deadline) -> bool:
+        """Delete the manifest and the tags that point to it; False: there is no such manifest."""
+        return await self._delete(_path(repository, "manifests", digest), deadline)
+
+    async def delete_blob(self, repository: str, digest: Digest, *, deadline: Deadline) -> bool:
+        """Remove the blob from the repository; False: it does not belong to it.
+
+        Raises `Unsupported` while a manifest of the repository references it.
+        """
+        return await self._delete(_path(repository, "blobs", digest), deadline)
+
+    async def _delete(self, path: str, deadline: Deadline) -> bool:
+        """False only when nobody had it, and no earlier try of this call can have deleted it."""
+        lost = False
+
+        async def delete(host: str, within: Deadline) -> bool | None:
+            nonlocal lost
             try:
-                return _tagged(await self._call(host, "GET", path, share))
-            except (NotFound, Rejected) as error:
-                if error.code != ManifestUnknown.code:
-                    _raise_answer(error)
-                    last = error
-                unknown = unknown or error.code == ManifestUnknown.code
-            except (Unreachable, Overloaded) as error:
-                last = error
-        if unknown:
-            return None
-        raise last
+                deleted = await self._done_at(host, "DELETE", path, within)
+            except Unreachable as error:
+                lost = lost or may_have_arrived(error)
+                raise
+            return deleted or lost or None
+
+        async def attempt(within: Deadline) -> bool:
+            return bool(await self._hosts.first_to_have_it("DELETE", path, delete, within))
+
+        return await self._hosts.persistently("DELETE", path, attempt, deadline)
+
+    async def _done_at(
+        self, host: str, method: str, path: str, deadline: Deadline, **request: Any
+    ) -> bool | None:
+        """True: the build-index did it; None: there is nothing to do it to."""
+        try:
+            await self._hosts.call(host, method, path, deadline, expect=_DONE, **request)
+        except NotFound as error:
+            if error.code in _NOT_THERE:
+                return None
+            raise
+        return True
+
+    # -- lists --------------------------------------------------------------------------------
+
+    async def referrers(
+        self,
+        repository: str,
+        subject: Digest,
+        *,
+        artifact_type: str | None,
+        n: int,
+        last: str,
+        deadline: Deadline,
+    ) -> list[Referrer]:
+        """At most `n` manifests whose subject is `subject`, sorted by digest, those after `last`.
+
+        With `artifact_type`, only those of that type. `last` is the text of a digest, or empty.
+        """
+        path = _path(repository, "referrers", subject)
+        found: list[Referrer] = []
+        while len(found) < n:
+            params = {"n": str(n - len(found)), "last": last}
+            if artifact_type is not None:
+                params["artifact_type"] = artifact_type
+            answer = await self._hosts.ask_any("GET", path, deadline, params=params)
+            page = answer.decode(ReferrersPage)
+            found += [_referrer(entry, answer) for entry in page.referrers]
+            if not page.more or not page.referrers:
+                break
+            last = page.referrers[-1].digest
+        return found
 
     async def tags(
         self, repository: str, n: int | None = None, last: str = "", *, deadline: Deadline
     ) -> list[str]:
         """At most `n` tags (None: all) after `last`, in ASCII order; raises `NameUnknown`."""
         path = f"/repositories/{_escape(repository)}/tags"
-        return await self._list(path, n, last, deadline)
+        names = await self._list(path, n, last, deadline)
+        if names is None:
+            raise NameUnknown(f"there is no tag in the repository {repository}")
+        return names
 
     async def repositories(
         self, n: int | None = None, last: str = "", *, deadline: Deadline
     ) -> list[str]:
         """At most `n` repositories that have a tag (None: all) after `last`, in ASCII order."""
-        return await self._list("/repositories", n, last, deadline)
+        return await self._list("/repositories", n, last, deadline) or []
+
+    async def _list(
+        self, path: str, n: int | None, last: str, deadline: Deadline
+    ) -> list[str] | None:
+        """The names; None when there is no such list at any build-index not known to be down."""
+        names: list[str] = []
+        while n is None or len(names) < n:
+            params = {"last": last}
+            if n is not None:
+                params["n"] = str(n - len(names))
+            answer = await self._hosts.first_to_have_it(
+                "GET", path, partial(self._page_at, path, params), deadline
+            )
+            if answer is None:
+                return names or None
+            names += answer.names
+            if not answer.more or not answer.names:
+                break
+            last = answer.names[-1]
+        return names
+
+    async def _page_at(
+        self, path: str, params: dict[str, str], host: str, deadline: Deadline
+    ) -> Page | None:
+        try:
+            answer = await self._hosts.call(host, "GET", path, deadline, params=params)
+        except NotFound as error:
+            if error.code in _NOT_THERE:
+                return None
+            raise
+        page = answer.decode(_Names)
+        return Page(page.tags or page.repositories, page.more)
+
+    async def wanted(self, digests: Sequence[Digest], *, deadline: Deadline) -> set[Digest]:
+        """Those that any repository needs, as any build-index knows it.
+
+        All build-indexes are asked: what one of them wants, the others may not know of yet. Raises
+        `CallFailed` when one of them cannot be asked.
+        """
+
+        async def ask(host: str) -> set[str]:
+            wanted: set[str] = set()
+            for start in range(0, len(digests), MAX_QUESTIONS):
+                part = [str(digest) for digest in digests[start : start + MAX_QUESTIONS]]
+                answer = await self._hosts.call(
+                    host, "POST", _WANTED, deadline, json=WantedRequest(part)
+                )
+                wanted.update(answer.decode(WantedAnswer).wanted)
+            return wanted
+
+        answers = await asyncio.gather(*map(ask, self._hosts.hosts), return_exceptions=True)
+        wanted: set[str] = set()
+        causes: list[CallFailed] = []
+        for answer in answers:
+            if isinstance(answer, CallFailed):
+                causes.append(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                wanted |= answer
+        if causes:
+            detail = f"not every build-index says what is wanted: {'; '.join(map(str, causes))}"
+            raise combined("POST", _WANTED, detail, causes) from causes[0]
+        return {digest for digest in digests if str(digest) in wanted}
+
+    # -- health -------------------------------------------------------------------------------
 
     async def alive(self) -> list[str]:
         """Nothing if a build-index answers; else each of them and why it does not."""
@@ -175,89 +360,33 @@ class BuildIndexClient:
         return await self._silent("/readiness")
 
     async def _silent(self, path: str) -> list[str]:
-        hosts = await silent(self._http, self._hosts, path, enough=1, timeout=READINESS_TIMEOUT)
+        hosts = await silent(
+            self._http, self._hosts.hosts, path, enough=1, timeout=READINESS_TIMEOUT
+        )
         return [f"build-index {host}: {why}" for host, why in hosts.items()]
 
-    async def _list(self, path: str, n: int | None, last: str, deadline: Deadline) -> list[str]:
-        names: list[str] = []
-        while n is None or len(names) < n:
-            params = {"last": last}
-            if n is not None:
-                params["n"] = str(n - len(names))
-            answer = await self._ask_any("GET", path, deadline, params=params)
-            found, more = _page(answer)
-            names += found
-            if not more or not found:
-                break
-            last = found[-1]
-        return names
+    # -- calls --------------------------------------------------------------------------------
 
     async def _send(
         self,
         method: str,
         path: str,
-        body: bytes | None,
-        media_type: str | None,
+        body: bytes | None = None,
+        media_type: str | None = None,
+        index_children: IndexChildren | None = None,
         *,
         deadline: Deadline,
-        index_children: IndexChildren | None,
     ) -> None:
-        request: dict[str, Any] = {"data": body}
+        request: dict[str, Any] = {"data": body, "expect": _DONE}
         if media_type and body is not None:
             request["headers"] = {"Content-Type": media_type}
         if index_children is not None:
             request["params"] = {"index_children": index_children}
 
-        async def attempt(within: Deadline) -> Exception | None:
-            try:
-                await self._ask_any(method, path, within, **request)
-            except Unreachable:
-                raise
-            except (ApiError, CallFailed) as answer:
-                # The build-index has spent its own retries on it: it is final.
-                return answer
-            return None
+        async def attempt(within: Deadline) -> Answer:
+            return await self._hosts.ask_any(method, path, within, **request)
 
-        try:
-            answer = await retrying(
-                attempt, policy=self._retry, deadline=deadline, rng=self._rng, on_retry=_log_retry
-            )
-        except RetriesExhausted as exhausted:
-            raise Unreachable(method, path, exhausted.message) from exhausted
-        if answer is not None:
-            raise answer
-
-    async def _ask_any(self, method: str, path: str, deadline: Deadline, **request: Any) -> Answer:
-        last: CallFailed = _nobody(method, path)
-        hosts = self._ordered()
-        for position, host in enumerate(hosts):
-            share = _share(deadline, hosts, position)
-            try:
-                return await self._call(host, method, path, share, **request)
-            except (NotFound, Rejected) as error:
-                _raise_answer(error)
-                last = error
-            except (Unreachable, Overloaded) as error:
-                last = error
-        raise last
-
-    async def _call(
-        self, host: str, method: str, path: str, deadline: Deadline, **request: Any
-    ) -> Answer:
-        try:
-            answer = await self._http.call(
-                method, f"http://{host}{path}", deadline=deadline, **request
-            )
-        except (Unreachable, Overloaded):
-            self._health.failed(host, self._clock())
-            self._suspects.add(host)
-            raise
-        self._health.ok(host, self._clock())
-        self._suspects.discard(host)
-        return answer
-
-    def _ordered(self) -> list[str]:
-        return self._health.order(self._hosts, self._clock())
+        await self._hosts.persistently(method, path, attempt, deadline)
 
 
 class _Names(msgspec.Struct):
@@ -266,42 +395,18 @@ class _Names(msgspec.Struct):
     repositories: list[str] = []
 
 
-def _page(answer: Answer) -> tuple[list[str], bool]:
-    page = answer.decode(_Names)
-    return page.tags or page.repositories, page.more
-
-
-def _tagged(answer: Answer) -> Digest:
-    try:
-        return Digest.parse(answer.body.decode("ascii", "replace"))
-    except InvalidDigest as error:
-        raise Unreachable("GET", answer.url, str(error), status=200) from error
-
-
-def _raise_answer(error: CallFailed) -> None:
-    """Raise what the build-index said, if it is an answer to the caller's question."""
-    known = _ERRORS.get(error.code or "")
-    if known is not None:
-        said = error.body["errors"][0]
-        raise known(str(said.get("message", error.detail)), detail=said.get("detail")) from error
-
-
-def _share(deadline: Deadline, hosts: list[str], position: int) -> Deadline:
-    """An equal part of the time left for each host that may still have to be asked."""
-    return deadline.at_most(deadline.remaining() / (len(hosts) - position))
-
-
-def _nobody(method: str, path: str) -> CallFailed:
-    return Unreachable(method, path, "no build-index is configured")
-
-
-def _log_retry(retry: Retry) -> None:
-    log.warning(
-        "no build-index took the request, will retry",
-        attempt=retry.attempt,
-        wait_s=round(retry.wait, 3),
-        error=str(retry.error),
+def _referrer(entry: ReferrerEntry, answer: Answer) -> Referrer:
+    return Referrer(
+        digest_in(entry.digest, answer),
+        entry.media_type,
+        entry.size,
+        entry.artifact_type,
+        entry.annotations,
     )
+
+
+def _path(repository: str, kind: str, name: Digest | str) -> str:
+    return f"/repositories/{_escape(repository)}/{kind}/{_escape(str(name))}"
 
 
 def _escape(text: str) -> str:

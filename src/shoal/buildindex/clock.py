@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hybrid logical clock (Kulkarni et al., 2014): the versions of tags.
+"""Hybrid logical clock (Kulkarni et al., 2014): the versions of records.
 
 A version is close to wall time, later than everything its node has seen, and unlike any other
 node's. So of two writes where the second knew of the first, the second is newer on every host,
@@ -18,7 +18,7 @@ _BELOW_2_31 = msgspec.Meta(ge=0, lt=2**31)
 
 
 class Version(msgspec.Struct, frozen=True, order=True, array_like=True):
-    """When and where a tag was written; ordered by wall time (ms), then counter, then node."""
+    """When and where a record was written; ordered by wall time (ms), then counter, then node."""
 
     wall_ms: Annotated[int, _BELOW_2_48]
     counter: Annotated[int, _BELOW_2_31]

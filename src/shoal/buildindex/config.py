@@ -39,6 +39,20 @@ class ResolverConfig(Config):
     """Blobs and manifests that one push may need."""
 
 
+class GcConfig(Config):
+    """When records that nothing needs any more are deleted."""
+
+    grace: Annotated[Duration, Field(gt=0)] = 24 * 3600.0
+    """How long what nothing refers to stays. No push takes so long: what a push relies on is
+    renewed when it is older than half of this."""
+
+    interval: Duration = 3600.0
+    """How often garbage is collected; 0: only when it is asked for."""
+
+    untagged: Literal["keep", "remove"] = "keep"
+    """What becomes of manifests that no tag, index or referrer relation reaches."""
+
+
 class TagTypeConfig(Config):
     """Tags of one type."""
 
@@ -76,7 +90,7 @@ class BuildIndexConfig(ServiceConfig):
     """The other build-indexes of this cluster. Naming this one, too, does no harm."""
 
     neighbour_timeout: Duration = 2.0
-    """How long a push waits for a neighbour to take the tag. A neighbour that does not is told
+    """How long a write waits for a neighbour to take it. A neighbour that does not is told
     later."""
 
     sync_interval: Duration = 2.0
@@ -84,6 +98,12 @@ class BuildIndexConfig(ServiceConfig):
 
     catch_up_timeout: Duration = 5.0
     """How long a start waits for the neighbours' changes before it serves what it has."""
+
+    gc: GcConfig = GcConfig()
+
+    tombstone_ttl: Annotated[Duration, Field(gt=0)] = 30 * 86400.0
+    """How long a deletion is remembered. A build-index that was away for longer must be started
+    with an empty data_dir, or it brings back what was deleted."""
 
     request_timeout: Duration = 30.0
     """The deadline of a request that came without one."""

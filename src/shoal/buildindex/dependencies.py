@@ -9,6 +9,10 @@ asks for and feeds them to it, so that reading and retrying stay its own busines
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
 from shoal.model.digest import Digest
 from shoal.model.manifest import (
     Descriptor,
@@ -22,6 +26,18 @@ from shoal.model.media_types import MANIFEST_TYPES
 MAX_DEPENDENCIES = 10_000
 MAX_DEPTH = 8
 """Manifests on the longest way from the tagged one to a leaf, both included."""
+
+MAX_BYTES = 32 * 1024 * 1024
+"""Bytes of all manifests of one walk: what was parsed of them stays in memory until its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadManifest:
+    """A manifest that was read in a walk."""
+
+    manifest: Manifest
+    size: int
+    """Bytes."""
 
 
 class DependencyWalk:
@@ -39,11 +55,16 @@ class DependencyWalk:
         children: IndexChildren = "required",
         max_count: int = MAX_DEPENDENCIES,
         max_depth: int = MAX_DEPTH,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._root = root
         self._children = children
         self._max_count = max_count
         self._max_depth = max_depth
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._read: dict[Digest, ReadManifest] = {}
+        self._blobs: dict[Digest, None] = {}
         self._digests: dict[Digest, None] = {root: None}
         self._optional: set[Digest] = set()
         self._manifest_types: dict[Digest, str | None] = {root: None}
@@ -61,6 +82,24 @@ class DependencyWalk:
         return list(self._pending)
 
     @property
+    def blobs(self) -> AbstractSet[Digest]:
+        """Those of `digests` that are needed as blobs: configs, layers, other content of indexes.
+
+        A digest may be both a blob and a manifest.
+        """
+        return self._blobs.keys()
+
+    @property
+    def children(self) -> AbstractSet[Digest]:
+        """Those of `digests` that are needed as manifests: all below the root."""
+        return self._manifest_types.keys() - {self._root}
+
+    @property
+    def read(self) -> Mapping[Digest, ReadManifest]:
+        """The manifests that were fed, the root first."""
+        return self._read
+
+    @property
     def optional(self) -> frozenset[Digest]:
         """Those of `digests` that may be missing: children of a sparse index."""
         return frozenset(self._optional)
@@ -72,6 +111,11 @@ class DependencyWalk:
         it. Raises `InvalidManifest` when the document is none, or a bound is exceeded.
         """
         del self._pending[digest]
+        self._bytes += len(body)
+        if self._bytes > self._max_bytes:
+            raise InvalidManifest(
+                f"it and the manifests below it have more than {self._max_bytes} bytes in all"
+            )
         try:
             manifest = parse_manifest(body, self._manifest_types[digest] or content_type)
         except InvalidManifest as error:
@@ -82,8 +126,9 @@ class DependencyWalk:
         for child in manifest.children if self._children != "ignore" else ():
             self._add_child(child, depth)
         for blob in manifest.blobs():
-            self._add(blob.digest)
+            self._add_blob(blob.digest)
             self._optional.discard(blob.digest)
+        self._read[digest] = ReadManifest(manifest, len(body))
         return manifest
 
     def absent(self, digest: Digest) -> None:
@@ -94,15 +139,18 @@ class DependencyWalk:
         """Go on without an optional child; it is no dependency."""
         self._optional.remove(digest)
         self._pending.pop(digest, None)
+        self._blobs.pop(digest, None)
+        self._manifest_types.pop(digest, None)
         del self._digests[digest]
 
     def _add_child(self, child: Descriptor, depth: int) -> None:
         if self._children == "present" and child.digest not in self._digests:
             self._optional.add(child.digest)
-        self._add(child.digest)
         if child.media_type not in MANIFEST_TYPES:
             # An index may list other content, as build caches do. It must be there, that is all.
+            self._add_blob(child.digest)
             return
+        self._add(child.digest)
         if child.digest in self._manifest_types:
             known = self._manifest_types[child.digest]
             if known not in (None, child.media_type):
@@ -115,6 +163,10 @@ class DependencyWalk:
         self._manifest_types[child.digest] = child.media_type
         self._depths[child.digest] = depth
         self._pending[child.digest] = None
+
+    def _add_blob(self, digest: Digest) -> None:
+        self._blobs[digest] = None
+        self._add(digest)
 
     def _add(self, digest: Digest) -> None:
         self._digests[digest] = None

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether blobs are on the origins in enough copies: asked again until they are, or time is up."""
+"""Whether blobs are in their repository, and on the origins in enough copies.
+
+What is not is asked for again until it is, or time is up.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import structlog
 
 from shoal.buildindex import metrics
 from shoal.buildindex.attempts import Effort
+from shoal.buildindex.membership import MembershipCheck
 from shoal.model.digest import Digest
 from shoal.model.errors import Unavailable
 from shoal.origin.client import Presence
@@ -25,6 +29,7 @@ PARALLEL_REPAIRS = 8
 
 _WHAT = "dependency check"
 _STAT = "/internal/blobs/stat"
+_LOOKUP = "/internal/lookup"
 
 log = structlog.get_logger()
 
@@ -37,7 +42,9 @@ class Origins(Protocol):
 
     async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes: ...
 
-    async def stat_many(self, digests: Iterable[Digest], *, deadline: Deadline) -> Presence: ...
+    async def stat_many(
+        self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
+    ) -> Presence: ...
 
     async def ensure_copies(
         self, digest: Digest, holders: Collection[str], *, deadline: Deadline
@@ -45,7 +52,7 @@ class Origins(Protocol):
 
 
 class Missing(Exception):
-    """Digests that no origin had, after all attempts."""
+    """Digests that are not in the repository, or that no origin had, after all attempts."""
 
     def __init__(self, digests: Iterable[Digest], tried: RetriesExhausted) -> None:
         super().__init__(str(tried))
@@ -54,18 +61,35 @@ class Missing(Exception):
 
 
 class ExistenceCheck:
-    """The existence of one push's dependencies; each digest is asked for until it is safe once."""
+    """The existence of one push's dependencies; each digest is asked for until it is safe once.
+
+    What is not in the repository counts as missing wherever else it is, and the origins are not
+    asked for it: nobody learns from a push what other repositories have.
+    """
 
     def __init__(
-        self, origins: Origins, effort: Effort, root: Digest, *, quorum: int, policy: RetryPolicy
+        self,
+        origins: Origins,
+        members: MembershipCheck,
+        effort: Effort,
+        root: Digest,
+        *,
+        quorum: int,
+        policy: RetryPolicy,
     ) -> None:
+        self.sizes: dict[Digest, int] = {}
+        """Bytes of what was found on the origins."""
+
         self._origins = origins
+        self._members = members
         self._effort = effort
         self._root = root
         self._quorum = quorum
         self._policy = policy
         self._safe: set[Digest] = set()
         self._absent: list[Digest] = []
+        self._outside: set[Digest] = set()
+        self._asked = False
         self._unasked: dict[str, CallFailed] = {}
 
     async def ensure(
@@ -73,12 +97,13 @@ class ExistenceCheck:
     ) -> set[Digest]:
         """Return when all are on the write quorum of origins; gives the optional ones that are not.
 
-        All members are asked before a digest counts as missing, and those that are missing are
-        asked for again under the policy; an optional one counts as missing at once when all members
-        say so. Raises `Missing`, `Unavailable` when that cannot be told or copies cannot be made,
-        and the `CallFailed` of origins that refuse to answer.
+        All origins are asked before a digest counts as missing, and those that are missing are
+        asked for again under the policy; an optional one counts as missing at once when it is not
+        in the repository, or all origins say so. They are kept from being swept as they are asked
+        for. Raises `Missing`, `Unavailable` when that cannot be told or copies cannot be made, and
+        the `CallFailed` of origins that refuse to answer.
         """
-        wanted = [digest for digest in digests if digest not in self._safe]
+        wanted = self._unsafe(digests)
         if not wanted:
             return set()
         dropped: set[Digest] = set()
@@ -97,12 +122,22 @@ class ExistenceCheck:
         return dropped
 
     async def absent(self, digests: Iterable[Digest], deadline: Deadline) -> set[Digest]:
-        """Those that no origin that answers has. Asks once: it only completes an error's list."""
-        wanted = [digest for digest in digests if digest not in self._safe]
+        """Those that are not in the repository, or that no origin has when all of them answer.
+
+        Asks once: it only completes an error's list.
+        """
+        wanted = self._unsafe(digests)
         if not wanted or deadline.expired:
             return set()
-        presence = await self._origins.stat_many(wanted, deadline=deadline)
-        return set() if presence.unasked else set(wanted) - presence.sizes.keys()
+        outside = await self._members.absent(wanted)
+        inside = [digest for digest in wanted if digest not in outside]
+        presence = await self._origins.stat_many(inside, deadline=deadline)
+        return outside if presence.unasked else set(wanted) - presence.sizes.keys()
+
+    def _unsafe(self, digests: Iterable[Digest]) -> list[Digest]:
+        listed = list(digests)
+        strangers = self._members.open(listed)
+        return [digest for digest in listed if digest not in self._safe or digest in strangers]
 
     async def _attempt(
         self,
@@ -111,15 +146,20 @@ class ExistenceCheck:
         dropped: set[Digest],
         deadline: Deadline,
     ) -> None:
-        open_ = [digest for digest in wanted if digest not in self._safe | dropped]
-        self._absent = open_
-        self._unasked = {}
-        presence = await self._origins.stat_many(open_, deadline=deadline)
-        self._unasked = dict(presence.unasked)
-        self._absent = [digest for digest in open_ if digest not in presence.sizes]
-        if not self._unasked:
-            dropped.update(digest for digest in self._absent if digest in optional)
-            self._absent = [digest for digest in self._absent if digest not in optional]
+        open_ = [digest for digest in self._unsafe(wanted) if digest not in dropped]
+        self._absent, self._unasked = open_, {}
+        self._asked, self._outside = False, set()
+        outside = await self._members.absent(open_)
+        self._outside = outside - optional
+        inside = [digest for digest in open_ if digest not in outside]
+        presence = await self._origins.stat_many(inside, deadline=deadline, keep=True)
+        self._asked, self._unasked = True, dict(presence.unasked)
+        self.sizes.update(presence.sizes)
+        gone = outside if self._unasked else set(open_) - presence.sizes.keys()
+        dropped.update(gone & optional)
+        self._absent = [
+            digest for digest in open_ if digest not in presence.sizes and digest not in dropped
+        ]
         copies = presence.copies
         self._safe.update(d for d, hosts in copies.items() if len(hosts) >= self._quorum)
         if self._absent:
@@ -130,9 +170,17 @@ class ExistenceCheck:
 
     def _raise_absent(self) -> None:
         causes = list(self._unasked.values())
-        if len(causes) < len(self._origins.members):
-            causes.append(NotFound("POST", _STAT, f"no {names(self._absent)}"))
-        detail = f"{len(self._absent)} blob(s) are not on the origins: {names(self._absent)}"
+        details = []
+        if self._outside:
+            repository, outside = self._members.repository, sorted(self._outside)
+            details.append(f"{len(outside)} are not in {repository}: {names(outside)}")
+            causes.append(NotFound("POST", _LOOKUP, f"{repository} has no {names(outside)}"))
+        lost = [digest for digest in self._absent if digest not in self._outside]
+        if lost:
+            details.append(f"{len(lost)} are not on the origins: {names(lost)}")
+            if len(self._unasked) < len(self._origins.members):
+                causes.append(NotFound("POST", _STAT, f"no {names(lost)}"))
+        detail = f"of the blobs, {', and '.join(details)}"
         if self._unasked:
             detail += f" ({_silent(self._unasked)})"
         raise combined("POST", _STAT, detail, causes) from causes[0]
@@ -141,12 +189,14 @@ class ExistenceCheck:
         if not self._absent:  # the last attempt failed at the copies
             return exhausted
         tried = spent(exhausted.attempts, exhausted.seconds)
-        if not self._unasked and isinstance(exhausted.last, CallFailed):
+        if self._asked and not self._unasked:
             return Missing(self._absent, exhausted)
+        if self._outside:
+            return Missing(self._outside, exhausted)
         silent = _silent(self._unasked) or str(exhausted.last)
         return Unavailable(
-            f"cannot tell whether {names(self._absent)} is on the origins, as some could not be "
-            f"asked ({silent}), {tried}; try again",
+            f"cannot tell whether {names(self._absent)} is there, as some could not be asked "
+            f"({silent}), {tried}; try again",
             detail={
                 "undecided": sorted(map(str, self._absent)),
                 "attempts": exhausted.attempts,

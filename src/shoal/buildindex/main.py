@@ -6,12 +6,15 @@ from __future__ import annotations
 import sys
 
 from shoal.buildindex.api import Api
+from shoal.buildindex.collector import Collector
 from shoal.buildindex.config import BuildIndexConfig
+from shoal.buildindex.database import Database, DatabaseUnusable
+from shoal.buildindex.members import Members
 from shoal.buildindex.neighbours import Neighbours
 from shoal.buildindex.resolver import Resolver
 from shoal.buildindex.service import BuildIndex
+from shoal.buildindex.store import Store
 from shoal.buildindex.tag_types import TagTypes
-from shoal.buildindex.tags import TagDatabase, TagDatabaseUnusable, TagStore
 from shoal.config.load import Loaded
 from shoal.origin.client import OriginCluster
 from shoal.web.client import HttpClient
@@ -24,30 +27,39 @@ def main(loaded: Loaded[BuildIndexConfig]) -> None:
     config = loaded.value
     configure(config.log, "build-index")
     try:
-        database = TagDatabase(config.data_dir)
-    except (TagDatabaseUnusable, OSError) as error:
+        database = Database(config.data_dir)
+    except (DatabaseUnusable, OSError) as error:
         sys.exit(f'cannot start (config key "data_dir"): {error}')
 
     async def build_index(stop: Stop) -> None:
-        await _serve(config, TagStore(database), stop)
+        await _serve(config, Store(database), stop)
 
     run(build_index, loop="uvloop")
 
 
-async def _serve(config: BuildIndexConfig, store: TagStore, stop: Stop) -> None:
+async def _serve(config: BuildIndexConfig, store: Store, stop: Stop) -> None:
     http = HttpClient(user_agent="shoal-build-index")
     origins = OriginCluster(http, config.origins)
+    neighbours = Neighbours(
+        http,
+        store,
+        config.neighbours,
+        timeout=config.neighbour_timeout,
+        interval=config.sync_interval,
+    )
+    resolver = Resolver(
+        origins,
+        Members(store, neighbours),
+        config.origins.write_quorum,
+        config.resolver,
+        TagTypes(config.tag_types),
+    )
     index = BuildIndex(
         store,
-        Resolver(origins, config.origins.write_quorum, config.resolver, TagTypes(config.tag_types)),
-        neighbours=lambda index: Neighbours(
-            http,
-            store,
-            config.neighbours,
-            index.accept,
-            timeout=config.neighbour_timeout,
-            interval=config.sync_interval,
-        ),
+        neighbours,
+        resolver,
+        Collector(store, neighbours, config.gc, tombstone_ttl=config.tombstone_ttl),
+        gc_grace=config.gc.grace,
         origins_missing=origins.readiness,
     )
     app = application(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What operators see of dependency resolution: attempts, times and outcomes."""
+"""What operators see of dependency resolution and of garbage collection."""
 
 from __future__ import annotations
 
@@ -42,11 +42,30 @@ PUSHES_SAVED = Counter(
     "shoal_pushes_saved_by_retry",
     "Pushes that were accepted and would have failed without a retry.",
 )
+COLLECTED = Counter(
+    "shoal_gc_collected_records",
+    "Records that garbage collection deleted, by kind.",
+    ["kind"],
+)
+COLLECTIONS = Counter(
+    "shoal_gc_runs",
+    "Runs of garbage collection that were to delete something, by outcome.",
+    ["outcome"],
+)
+COLLECTION_SECONDS = Histogram(
+    "shoal_gc_seconds",
+    "Seconds that a run of garbage collection took.",
+    buckets=(0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 1800),
+)
 
 for _outcome in ("first_try", "after_retry", "exhausted", "permanent"):
     # What never happened yet is 0, not absent: alerts on its rate work from the first time on.
     MANIFEST_DOWNLOADS.labels(_outcome)
     DEPENDENCY_CHECKS.labels(_outcome)
+for _kind in ("manifest", "blob"):
+    COLLECTED.labels(_kind)
+for _end in ("done", "failed"):
+    COLLECTIONS.labels(_end)
 
 
 def count(counter: Counter, attempts: Histogram, outcome: Outcome, made: int) -> None:

@@ -1,31 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dependency resolution: whether the origins have all that a manifest needs, in enough copies.
+"""Dependency resolution: whether all that a manifest needs is there.
 
-What is missing may be on its way: it is asked for again under the policies of the config, within
-the caller's deadline, before a push is refused.
+It must be in the manifest's repository, and on the origins in enough copies. What is missing may be
+on its way: it is asked for again under the policies of the config, within the caller's deadline,
+before a push is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import assert_never
 
 from shoal.buildindex import metrics
 from shoal.buildindex.attempts import Effort
 from shoal.buildindex.config import ResolverConfig
-from shoal.buildindex.dependencies import DependencyWalk
+from shoal.buildindex.dependencies import DependencyWalk, ReadManifest
 from shoal.buildindex.existence import ExistenceCheck, Missing, Origins
+from shoal.buildindex.membership import Membership, MembershipCheck
 from shoal.buildindex.tag_types import TagType, TagTypes
 from shoal.model.digest import Digest
-from shoal.model.errors import DigestInvalid, ManifestBlobUnknown, ManifestInvalid, Unavailable
-from shoal.model.manifest import MAX_MANIFEST_BYTES, IndexChildren, InvalidManifest
+from shoal.model.errors import (
+    ApiError,
+    DigestInvalid,
+    ManifestBlobUnknown,
+    ManifestInvalid,
+    Unavailable,
+)
+from shoal.model.manifest import MAX_MANIFEST_BYTES, IndexChildren, InvalidManifest, Manifest
 from shoal.queue.retry import RetryPolicy
 from shoal.web.deadline import Deadline
-from shoal.web.failures import NotFound
+from shoal.web.failures import CallFailed, NotFound
 from shoal.web.retrying import RetriesExhausted, spent
 
 PARALLEL_READS = 16
@@ -43,13 +52,14 @@ SMALL = 64 * 1024
 _DOWNLOAD = "manifest download"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """What is to be tagged, or kept by its digest."""
 
     name: str
     """``repository:tag`` or ``repository@digest``."""
 
+    repository: str
     digest: Digest
     body: bytes | None = None
     """The manifest; without it, it is read from the origins."""
@@ -58,6 +68,29 @@ class Candidate:
     index_children: IndexChildren | None = None
     """What an index needs of its children; None: what the config says."""
 
+    adopt: bool = False
+    """Whether what is needed becomes part of the repository. Without it, it must be so already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A manifest, and what it needs: all of it is safe."""
+
+    root: Manifest | None
+    """None: the tag's type is ``default``, and nobody looked whether it is a manifest."""
+
+    size: int
+    """Bytes of the root."""
+
+    digests: tuple[Digest, ...]
+    """All that is needed, the root first, each digest once."""
+
+    blobs: tuple[Digest, ...] = ()
+    """Those of `digests` that are needed as blobs."""
+
+    manifests: Mapping[Digest, ReadManifest] = field(default_factory=dict)
+    """Those of `digests` that are needed as manifests, without the root."""
+
 
 class Resolver:
     """Decides whether a manifest may be tagged, and brings what it needs to the write quorum."""
@@ -65,21 +98,24 @@ class Resolver:
     def __init__(
         self,
         origins: Origins,
+        membership: Membership,
         write_quorum: int,
         config: ResolverConfig | None = None,
         tag_types: TagTypes | None = None,
     ) -> None:
         self._origins = origins
+        self._membership = membership
         self._write_quorum = write_quorum
         self._config = config or ResolverConfig()
         self._tag_types = tag_types or TagTypes(())
 
-    async def resolve(self, candidate: Candidate, *, deadline: Deadline) -> list[Digest]:
-        """Every dependency of the candidate, each of them on at least `write_quorum` origins.
+    async def resolve(self, candidate: Candidate, *, deadline: Deadline) -> Resolved:
+        """What the candidate needs, each part of it on at least `write_quorum` origins.
 
-        Raises `DigestInvalid`, `ManifestInvalid`, `ManifestBlobUnknown` (all origins answered, and
-        some digests are on none of them after all attempts), `Unavailable` when that cannot be
-        decided or the copies cannot be made, and the `CallFailed` of origins that refuse to answer.
+        Raises `DigestInvalid`, `ManifestInvalid`, `ManifestBlobUnknown` (some digests are not in
+        the repository, or all origins answered and none of them has them, after all attempts),
+        `Unavailable` when that cannot be decided or the copies cannot be made, and the `CallFailed`
+        of origins that refuse to answer.
         """
         effort = Effort(
             candidate.name, _with_time_to_answer(deadline), self._config.attempt_timeout
@@ -106,8 +142,12 @@ class Resolver:
             max_count=config.max_count,
             max_depth=config.max_depth,
         )
+        members = MembershipCheck(
+            None if candidate.adopt else self._membership, candidate.repository, walk
+        )
         existence = ExistenceCheck(
             self._origins,
+            members,
             effort,
             candidate.digest,
             quorum=self._write_quorum,
@@ -147,7 +187,7 @@ class _Resolution:
         self._effort = effort
         self._policy = policy
 
-    async def run(self) -> list[Digest]:
+    async def run(self) -> Resolved:
         root, body = self._candidate.digest, self._candidate.body
         if body is not None:
             await _in_thread_when_large(body, lambda: _verify(root, body))
@@ -156,18 +196,21 @@ class _Resolution:
                 return await self._image_or_index(root, body)
             case "default":
                 await self._safe([root])
-                return [root]
+                return Resolved(None, self._existence.sizes[root], (root,))
             case _:
                 assert_never(self._tag_type)
 
-    async def _image_or_index(self, root: Digest, body: bytes | None) -> list[Digest]:
+    async def _image_or_index(self, root: Digest, body: bytes | None) -> Resolved:
         if body is None:
             body = await self._download_root(root)
         await self._feed(root, body, self._candidate.content_type)
-        while self._walk.pending:
+        walk = self._walk
+        while walk.pending:
             await self._read_children()
-        await self._safe(self._walk.digests)
-        return self._walk.digests
+        await self._safe(walk.digests)
+        read = dict(walk.read)
+        manifest = read.pop(root).manifest
+        return Resolved(manifest, len(body), tuple(walk.digests), tuple(walk.blobs), read)
 
     async def _read_children(self) -> None:
         """Read the manifests of the next level, once they are there."""
@@ -193,22 +236,42 @@ class _Resolution:
     async def _unknown(self, missing: Missing) -> ManifestBlobUnknown:
         """Name all that is missing, that of the children that are there, too."""
         found = set(missing.digests)
-        while pending := [digest for digest in self._walk.pending if digest not in found]:
-            batch = pending[:PARALLEL_READS]
-            bodies = await asyncio.gather(*map(self._read_once, batch), return_exceptions=True)
-            for digest, body in zip(batch, bodies, strict=True):
-                if isinstance(body, BaseException):
-                    self._walk.absent(digest)
-                else:
-                    await self._feed(digest, body)
-        rest = [digest for digest in self._walk.digests if digest not in found]
-        found |= await self._existence.absent(rest, self._effort.deadline) - self._walk.optional
+        with suppress(ApiError, CallFailed):
+            await self._find_the_rest(found)
+        asked = "all origins"
+        if not self._candidate.adopt:
+            asked = f"the repository {self._candidate.repository} and {asked}"
         tried = missing.tried
         error = ManifestBlobUnknown.missing(
-            found, f"all origins were asked, {spent(tried.attempts, tried.seconds)}"
+            found, f"{asked} were asked, {spent(tried.attempts, tried.seconds)}"
         )
         error.detail["attempts"] = tried.attempts
         return error
+
+    async def _find_the_rest(self, found: set[Digest]) -> None:
+        """Add what else is missing: asked once for each level, and read where it is there.
+
+        A child is not read before it is known to be in the repository: an error must not tell what
+        is in the manifests of others.
+        """
+        while not self._effort.deadline.expired:
+            rest = [digest for digest in self._walk.digests if digest not in found]
+            gone = await self._existence.absent(rest, self._effort.deadline)
+            for digest in gone & self._walk.optional:
+                self._walk.drop(digest)
+            found |= gone & set(self._walk.digests)
+            for digest in found.intersection(self._walk.pending):
+                self._walk.absent(digest)
+            level = self._walk.pending
+            if not level:
+                return
+            for batch in _batches(level):
+                bodies = await asyncio.gather(*map(self._read_once, batch), return_exceptions=True)
+                for digest, body in zip(batch, bodies, strict=True):
+                    if isinstance(body, BaseException):
+                        self._walk.absent(digest)
+                    else:
+                        await self._feed(digest, body)
 
     async def _download_root(self, root: Digest) -> bytes:
         try:

@@ -5,72 +5,157 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from typing import TypeVar
 
 import structlog
 
-from shoal.buildindex.clock import HybridClock
+from shoal.buildindex import writes
+from shoal.buildindex.collector import Collector
+from shoal.buildindex.database import Transaction
+from shoal.buildindex.garbage import GcReport
 from shoal.buildindex.neighbours import Neighbours
-from shoal.buildindex.records import Changes, Page, TagRecord
-from shoal.buildindex.resolver import Candidate, Resolver
-from shoal.buildindex.tags import TagStore
+from shoal.buildindex.records import Changes, ManifestEntry, Page, Record, ReferrersPage
+from shoal.buildindex.resolver import Candidate, Resolved, Resolver
+from shoal.buildindex.store import Store
+from shoal.buildindex.view import View
 from shoal.model.digest import Digest
-from shoal.model.errors import ApiError, ManifestUnknown, NameUnknown
-from shoal.model.manifest import IndexChildren
+from shoal.model.errors import (
+    ApiError,
+    BlobUnknown,
+    ManifestInvalid,
+    ManifestUnknown,
+    NameUnknown,
+    Unavailable,
+)
+from shoal.model.manifest import (
+    FoundManifest,
+    IndexChildren,
+    InvalidManifest,
+    Manifest,
+    parse_manifest,
+)
+from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
 
 MAX_PAGE = 10_000
 """Names in one answer."""
 
-CLOCK_SKEW_MS = 60_000
-"""A neighbour whose clock is ahead by more than this is worth a warning."""
+MAX_REFERRERS = 1_000
+"""Referrers in one answer."""
+
+MAX_LOST = 3
+"""How often a push looks again when what it needs is deleted between the look and the write."""
 
 READY_FOR = 1.0
 """Seconds for which having been ready is believed, so that probes rarely write to the disk."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
 
 class BuildIndex:
-    """Tags, their dependency check, and their spreading to the neighbours."""
+    """What belongs to which repository: tags, manifests and blobs, and who refers to whom."""
 
     def __init__(
         self,
-        store: TagStore,
+        store: Store,
+        neighbours: Neighbours,
         resolver: Resolver,
+        collector: Collector,
         *,
-        neighbours: Callable[[BuildIndex], Neighbours],
+        gc_grace: float,
         origins_missing: Callable[[], Awaitable[list[str]]],
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`origins_missing` says what keeps the origins from taking a push, if anything does."""
+        """`origins_missing` says what keeps the origins from taking a push, if anything does.
+
+        `gc_grace`, in seconds: what a push relies on is renewed when it is older than half of it.
+        """
         self._store = store
+        self._neighbours = neighbours
         self._resolver = resolver
-        self._neighbours = neighbours(self)
+        self._collector = collector
+        self._renew_after_ms = round(gc_grace * 1000 / 2)
         self._origins_missing = origins_missing
         self._wall_ms = wall_ms
-        self._clock = HybridClock(store.node)
         self._ready_until = 0.0
-        self._writes: set[asyncio.Task[TagRecord]] = set()
+        self._writes: set[asyncio.Task[object]] = set()
 
     async def start(self, catch_up_timeout: float) -> None:
-        """Continue where the database ends, take what the neighbours have, and follow them.
+        """Take what the neighbours have, and follow them; begin to collect garbage.
 
-        Nothing may be served before this returns: tags would be older than what was acknowledged.
+        Nothing may be served before this returns: what is here would be older than what was
+        acknowledged.
         """
-        newest = await self._store.newest_version()
-        if newest is not None:
-            self._clock.observe(newest)
         await self._neighbours.catch_up(catch_up_timeout)
         self._neighbours.follow()
+        self._collector.start()
 
     async def stop(self) -> None:
         """Finish what is under way and close the database."""
+        await self._collector.stop()
         await asyncio.gather(*self._writes, return_exceptions=True)
         await self._neighbours.stop()
         await self._store.close()
 
-    # -- tags ---------------------------------------------------------------------------------
+    # -- pushes -------------------------------------------------------------------------------
+
+    async def put_manifest(
+        self,
+        repository: str,
+        digest: Digest,
+        body: bytes | None,
+        content_type: str | None,
+        *,
+        tags: Sequence[str],
+        deadline: Deadline,
+        index_children: IndexChildren | None = None,
+    ) -> None:
+        """Make a manifest part of the repository, and point the tags to it.
+
+        All that it needs must be part of the repository, and safe on the origins. On return it is
+        on this host's disk and on those of the neighbours that answer in time. Raises what
+        `Resolver.resolve` raises; all is then as it was. Cancelling it ends the check; a write that
+        has begun goes on to its end.
+        """
+        candidate = Candidate(
+            name=f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}",
+            repository=repository,
+            digest=digest,
+            body=body,
+            content_type=content_type,
+            index_children=index_children,
+        )
+        lost = ""
+        for _ in range(MAX_LOST):
+            resolved = await self._resolve(candidate, deadline)
+            root = await _root(candidate, resolved)
+            try:
+                await self._write(
+                    partial(
+                        writes.put_manifest,
+                        repository=repository,
+                        digest=digest,
+                        entry=_entry(root, resolved.size),
+                        tags=tags,
+                        needs_blobs=resolved.blobs,
+                        needs_manifests=resolved.manifests.keys(),
+                        renew_before=self._renew_before(),
+                    )
+                )
+            except writes.Lost as error:
+                lost = str(error)
+                log.info("deleted while it was pushed", tag=candidate.name, digests=lost)
+            else:
+                log.info("manifest", repository=repository, digest=str(digest), tags=list(tags))
+                return
+        raise Unavailable(
+            f"the manifest {digest} was not taken: {lost} left the repository {repository} each of "
+            f"the {MAX_LOST} times that it was checked; push again"
+        )
 
     async def put_tag(
         self,
@@ -82,46 +167,44 @@ class BuildIndex:
         *,
         deadline: Deadline,
         index_children: IndexChildren | None = None,
-    ) -> TagRecord:
-        """Point the tag to the manifest, once everything that it needs is safe.
+    ) -> Record:
+        """Point the tag to the manifest, once everything that it needs is safe on the origins.
 
-        On return the tag is on this host's disk and on those of the neighbours that answer in time.
-        Raises what `Resolver.resolve` raises; the tag is then as it was. Cancelling it ends the
-        check; a write that has begun goes on to its end.
+        For callers that are trusted: all of it becomes part of the repository. Otherwise as
+        `put_manifest`.
         """
-        name = f"{repository}:{tag}"
-        candidate = Candidate(name, digest, manifest, content_type, index_children)
-        await self._resolve(candidate, deadline)
-        write = asyncio.create_task(self._write(repository, tag, digest), name=f"tag {name}")
-        self._writes.add(write)
-        write.add_done_callback(self._writes.discard)
-        return await asyncio.shield(write)
-
-    async def _write(self, repository: str, tag: str, digest: Digest) -> TagRecord:
-        record = TagRecord(repository, tag, str(digest), self._clock.tick(self._wall_ms()))
-        await self._store.apply([record])
-        log.info("tag", repository=repository, tag=tag, digest=record.digest)
-        await self._neighbours.spread(record)
+        candidate = Candidate(
+            name=f"{repository}:{tag}",
+            repository=repository,
+            digest=digest,
+            body=manifest,
+            content_type=content_type,
+            index_children=index_children,
+            adopt=True,
+        )
+        resolved = await self._resolve(candidate, deadline)
+        manifests = {
+            child: _entry(read.manifest, read.size) for child, read in resolved.manifests.items()
+        }
+        if resolved.root is not None:
+            manifests[digest] = _entry(resolved.root, resolved.size)
+        record = await self._write(
+            partial(
+                writes.adopt,
+                repository=repository,
+                tag=tag,
+                digest=digest,
+                manifests=manifests,
+                blobs=resolved.blobs,
+                renew_before=self._renew_before(),
+            )
+        )
+        log.info("tag", repository=repository, tag=tag, digest=str(digest))
         return record
 
-    async def check(
-        self,
-        repository: str,
-        digest: Digest,
-        manifest: bytes | None,
-        content_type: str | None,
-        *,
-        deadline: Deadline,
-        index_children: IndexChildren | None = None,
-    ) -> int:
-        """The number of the manifest's dependencies, which are all safe; raises as `put_tag`."""
-        name = f"{repository}@{digest}"
-        candidate = Candidate(name, digest, manifest, content_type, index_children)
-        return await self._resolve(candidate, deadline)
-
-    async def _resolve(self, candidate: Candidate, deadline: Deadline) -> int:
+    async def _resolve(self, candidate: Candidate, deadline: Deadline) -> Resolved:
         try:
-            return len(await self._resolver.resolve(candidate, deadline=deadline))
+            return await self._resolver.resolve(candidate, deadline=deadline)
         except ApiError as error:
             log.warning(
                 "manifest refused",
@@ -132,47 +215,152 @@ class BuildIndex:
             )
             raise
 
-    async def get_tag(self, repository: str, tag: str) -> TagRecord:
-        """The newest write of the tag; raises `ManifestUnknown`."""
-        record = await self._store.get(repository, tag)
-        if record is None:
-            raise ManifestUnknown(f"there is no tag {tag} in the repository {repository}")
-        return record
+    async def link(self, repository: str, digest: Digest) -> None:
+        """Make a blob part of the repository; the caller knows that the origins have it."""
+        await self._write(
+            partial(
+                writes.link,
+                repository=repository,
+                digest=digest,
+                renew_before=self._renew_before(),
+            )
+        )
+
+    async def mount(self, repository: str, digest: Digest, source: str | None) -> None:
+        """Make a blob part of the repository if the source (None: any repository) has it.
+
+        Raises `BlobUnknown`.
+        """
+        operation = partial(
+            writes.mount,
+            repository=repository,
+            digest=digest,
+            source=source,
+            renew_before=self._renew_before(),
+        )
+        if not await self._write_or_ask(operation):
+            where = "no repository" if source is None else f"the repository {source} does not"
+            raise BlobUnknown(f"{where} {'has' if source is None else 'have'} the blob {digest}")
+
+    # -- deletions ----------------------------------------------------------------------------
+
+    async def delete_tag(self, repository: str, tag: str) -> None:
+        """Delete a tag; raises `ManifestUnknown`."""
+        if not await self._write_or_ask(partial(writes.delete_tag, repository=repository, tag=tag)):
+            raise _no_tag(repository, tag)
+        log.info("tag deleted", repository=repository, tag=tag)
+
+    async def delete_manifest(self, repository: str, digest: Digest) -> None:
+        """Delete a manifest and all tags that point to it; raises `ManifestUnknown`."""
+        operation = partial(writes.delete_manifest, repository=repository, digest=digest)
+        if not await self._write_or_ask(operation):
+            raise ManifestUnknown(f"there is no manifest {digest} in the repository {repository}")
+        log.info("manifest deleted", repository=repository, digest=str(digest))
+
+    async def delete_blob(self, repository: str, digest: Digest) -> None:
+        """Take a blob out of the repository.
+
+        Raises `BlobUnknown`, and `Unsupported` while a manifest of the repository references it.
+        """
+        operation = partial(writes.delete_blob, repository=repository, digest=digest)
+        if not await self._write_or_ask(operation):
+            raise BlobUnknown(f"there is no blob {digest} in the repository {repository}")
+        log.info("blob deleted", repository=repository, digest=str(digest))
+
+    async def collect(self, *, dry_run: bool, grace: float | None) -> GcReport:
+        """As `Collector.collect`."""
+        return await self._collector.collect(dry_run=dry_run, grace=grace)
+
+    # -- reads --------------------------------------------------------------------------------
+
+    async def get_tag(self, repository: str, tag: str) -> str:
+        """The digest that the tag points to; raises `ManifestUnknown`."""
+        digest = await self._store.read(lambda view: view.tag(repository, tag))
+        if digest is None:
+            raise _no_tag(repository, tag)
+        return digest
 
     async def tags(self, repository: str, last: str, count: int | None) -> Page:
         """A page of the repository's tags, in ASCII order; raises `NameUnknown`."""
-        page = await self._store.tags(repository, last, _page_size(count))
+        size = _page_size(count, MAX_PAGE)
+        page = await self._store.read(lambda view: view.tags(repository, last, size))
         if page is None:
-            raise NameUnknown(f"there is no tag in the repository {repository}")
+            raise NameUnknown(f"there is no tag and no manifest in the repository {repository}")
         return page
 
     async def repositories(self, last: str, count: int | None) -> Page:
-        """A page of the repositories that have a tag, in ASCII order."""
-        return await self._store.repositories(last, _page_size(count))
+        """A page of the repositories that have a tag or a manifest, in ASCII order."""
+        size = _page_size(count, MAX_PAGE)
+        return await self._store.read(lambda view: view.repositories(last, size))
+
+    async def referrers(
+        self,
+        repository: str,
+        subject: Digest,
+        artifact_type: str | None,
+        last: str,
+        count: int | None,
+    ) -> ReferrersPage:
+        """A page of the manifests that name the subject as theirs, sorted by digest.
+
+        The subject itself may be missing. Those that clients of older registries list under the
+        fallback tag of the subject are among them.
+        """
+        size = _page_size(count, MAX_REFERRERS)
+        return await self._store.read(
+            lambda view: view.referrers(repository, subject, artifact_type or None, last, size)
+        )
+
+    async def lookup(
+        self,
+        manifests: Sequence[tuple[str, str]],
+        blobs: Sequence[tuple[str, str]],
+        *,
+        rely: bool,
+    ) -> tuple[list[FoundManifest | None], list[bool]]:
+        """What tags and digests of repositories stand for, and whether repositories have blobs.
+
+        With `rely`, blobs that are found stay for at least half of the grace time of garbage
+        collection.
+        """
+        renew_before = self._renew_before() if rely else None
+
+        def look(view: View) -> tuple[list[FoundManifest | None], list[int | None]]:
+            return (
+                [view.find_manifest(*pair) for pair in manifests],
+                [view.linked_at(*pair) for pair in blobs],
+            )
+
+        found, linked = await self._store.read(look)
+        has = [written is not None for written in linked]
+        if renew_before is not None:
+            aged = [
+                number
+                for number, written in enumerate(linked)
+                if written is not None and written < renew_before
+            ]
+            if aged:
+                pairs = [blobs[number] for number in aged]
+                still = await self._write(
+                    partial(writes.rely, pairs=pairs, renew_before=renew_before)
+                )
+                for number, there in zip(aged, still, strict=True):
+                    has[number] = there
+        return found, has
+
+    async def wanted(self, digests: Collection[str]) -> list[str]:
+        """Those of the digests that any repository needs."""
+        return await self._store.read(lambda view: view.wanted(digests))
 
     # -- neighbours ---------------------------------------------------------------------------
 
     async def changes(self, after: int, limit: int) -> Changes:
         """Records in the order in which this build-index took them, after a sequence number."""
-        return await self._store.changes(after, limit)
+        return await self._store.read(lambda view: view.changes(after, limit))
 
-    async def accept(self, records: Sequence[TagRecord]) -> None:
-        """Keep a neighbour's records that are newer than the own ones, durably.
-
-        Raises `BadRequest` for a malformed record (nothing is kept), `Unavailable` for a full disk.
-        """
-        if not records:
-            return
-        for record in records:
-            record.check()
-        for record in records:
-            self._clock.observe(record.version)
-        ahead = max(record.version.wall_ms for record in records) - self._wall_ms()
-        if ahead > CLOCK_SKEW_MS:
-            log.warning("the clock of a neighbour is ahead: is time synchronised?", ahead_ms=ahead)
-        kept = await self._store.apply(records)
-        if any(kept):
-            log.debug("records of neighbours", given=len(records), newer=sum(kept))
+    async def accept(self, records: Sequence[Record]) -> None:
+        """As `Neighbours.accept`."""
+        await self._neighbours.accept(records)
 
     # -- readiness ----------------------------------------------------------------------------
 
@@ -194,6 +382,62 @@ class BuildIndex:
             return [error.message]
         return []
 
+    # -- writing ------------------------------------------------------------------------------
 
-def _page_size(count: int | None) -> int:
-    return MAX_PAGE if count is None else max(1, min(count, MAX_PAGE))
+    async def _write(self, operation: Callable[[Transaction], T]) -> T:
+        """Write, and give what was written to the neighbours; goes on when the caller leaves."""
+        task = asyncio.create_task(self._write_and_spread(operation), name="write")
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return await asyncio.shield(task)
+
+    async def _write_and_spread(self, operation: Callable[[Transaction], T]) -> T:
+        result, records = await self._store.write(operation)
+        await self._neighbours.spread(records)
+        return result
+
+    async def _write_or_ask(self, operation: Callable[[Transaction], bool]) -> bool:
+        """Write; when nothing is there to write on, look again with what the neighbours have."""
+        if await self._write(operation):
+            return True
+        return await self._neighbours.refresh() and await self._write(operation)
+
+    def _renew_before(self) -> int:
+        return self._wall_ms() - self._renew_after_ms
+
+
+async def _root(candidate: Candidate, resolved: Resolved) -> Manifest:
+    """The manifest that was pushed; raises `ManifestInvalid`.
+
+    Nobody looked whether it is one when the tag's type is ``default``.
+    """
+    if resolved.root is not None:
+        return resolved.root
+    if candidate.body is None:
+        raise ManifestInvalid(
+            f"{candidate.name} is of the tag type default, so that {candidate.digest} is not read "
+            "from the origins: send the manifest itself, or only tag it"
+        )
+    try:
+        return await in_thread(parse_manifest, candidate.body, candidate.content_type)
+    except InvalidManifest as error:
+        raise ManifestInvalid(f"{candidate.digest}: {error}") from error
+
+
+def _entry(manifest: Manifest, size: int) -> ManifestEntry:
+    return ManifestEntry(
+        media_type=manifest.media_type,
+        size=size,
+        subject=None if manifest.subject is None else str(manifest.subject.digest),
+        artifact_type=manifest.artifact_type,
+        annotations=dict(manifest.annotations),
+        references=[str(digest) for digest in manifest.references()],
+    )
+
+
+def _no_tag(repository: str, tag: str) -> ManifestUnknown:
+    return ManifestUnknown(f"there is no tag {tag} in the repository {repository}")
+
+
+def _page_size(count: int | None, most: int) -> int:
+    return most if count is None else max(1, min(count, most))

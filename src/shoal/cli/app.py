@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal import __version__
-from shoal.cli import bench, cluster, config, queue, services
+from shoal.cli import bench, cluster, config, gc, queue, services
 
 main = typer.Typer(
     name="shoal",
@@ -43,4 +43,5 @@ services.register(main)
 cluster.register(main)
 config.register(main)
 queue.register(main)
+gc.register(main)
 bench.register(main)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``shoal bench push|pull|race``: what this machine and this version can do."""
+"""``shoal bench push|pull|race|api``: what this machine and this version can do."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,21 @@ def _late(kind: str) -> str:
     return _one_of(kind, ("manifests", "all"))
 
 
+@dataclass(frozen=True, slots=True)
+class _Uploads:
+    """So many blobs of a size, as in ``50x64MiB``."""
+
+    count: int
+    size: int
+
+
+def _uploads(text: str) -> _Uploads:
+    number, by, size = text.partition("x")
+    if not by or not number.isascii() or not number.isdigit() or not 1 <= int(number) <= 1000:
+        raise typer.BadParameter(f"{text!r} is not a number up to 1000 and a size, as in 50x64MiB")
+    return _Uploads(int(number), size_in_bytes(size))
+
+
 def _one_of(value: str, known: Collection[str]) -> str:
     if value not in known:
         raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}")
@@ -50,6 +66,7 @@ def register(main: typer.Typer) -> None:
     group.command("push")(_push)
     group.command("pull")(_pull)
     group.command("race")(_race)
+    group.command("api")(_api)
     main.add_typer(group, name="bench")
 
 
@@ -139,6 +156,52 @@ def _race(
         for line in race_report.lines(outcomes):
             typer.echo(line)
     typer.echo(json.dumps(race_report.document(outcomes, conditions)))
+
+
+def _api(
+    *,
+    tags: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Of the repository that is listed.")
+    ] = 10_000,
+    duration: Annotated[
+        float, typer.Option("--seconds", parser=seconds, metavar="DURATION", help="Of each figure.")
+    ] = "2s",  # type: ignore[assignment] # typer parses the default, too
+    uploads: Annotated[
+        _Uploads | None,
+        typer.Option(
+            parser=_uploads,
+            metavar="NxSIZE",
+            help="Instead: push so many blobs of this size at once, as in 50x64MiB.",
+        ),
+    ] = None,
+    folder: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Requests per second of the registry API, at the proxy and at an agent; small pushes."""
+    from shoal.bench import api, api_report
+    from shoal.bench import uploads as many
+    from shoal.bench.client import TransferFailed
+    from shoal.cluster.interrupt import Interrupted
+    from shoal.cluster.ports import PortsTaken
+    from shoal.cluster.room import NoRoom
+    from shoal.cluster.supervisor import StartFailed
+
+    try:
+        if uploads is None:
+            outcome = api.run(tags, duration, folder, complain)
+            text, document = api_report.lines(outcome), api_report.document(outcome)
+        else:
+            at_once = many.run(uploads.count, uploads.size, folder, complain)
+            text = api_report.uploads_lines(at_once)
+            document = api_report.uploads_document(at_once)
+    except Interrupted as error:
+        raise fail("shoal bench api: stopped", error, 128 + error.number) from None
+    except (NoRoom, PortsTaken, StartFailed, TransferFailed) as error:
+        raise fail("shoal bench api", error) from None
+    if not as_json:
+        for line in text:
+            typer.echo(line)
+    typer.echo(json.dumps(document))
 
 
 def _run(name: str, size: int, runs: int, folder: Path | None, *, as_json: bool) -> None:

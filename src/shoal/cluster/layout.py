@@ -196,10 +196,13 @@ def _generated(
         config["peer"] = {"listen": own[1]}
     if role != "tracker":
         config["data_dir"] = str(data_dir / "data" / name)
-    if role in {"proxy", "agent"}:
+    if role in {"proxy", "agent", "origin"}:
         config["build_index"] = {"hosts": hosts("build-index")}
     if role in {"proxy", "build-index"}:
         config["neighbours"] = [host for host in hosts(role) if host != own[0]]
+    if role == "proxy" and config["neighbours"]:
+        # Also when `listen` is overridden, by every interface for one.
+        config["name"] = own[0]
     config["origins"] = {"hosts": hosts("origin"), **_copies(shape.origins)}
     return config
 

@@ -34,6 +34,7 @@ _BYTES = re.compile(_NUMBER + r"\s*(" + "|".join(_BYTE_UNITS) + ")", re.ASCII)
 _DURATION = re.compile(_NUMBER + r"\s*(ms|s|m|h|d)", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", re.ASCII)
 
+_RATE_WANTED = "a rate with its unit, such as 500KB/s, 100MB/s or 1GiB/s"
 _BYTES_WANTED = "a size with its unit, such as 512KiB, 10MB or 1GiB"
 _DURATION_WANTED = "a duration with its unit, such as 500ms, 5s, 1m or 2h"
 _ADDRESS_WANTED = "an address host:port, such as 127.0.0.1:5000 or [::1]:5000"
@@ -55,6 +56,21 @@ def format_bytes(size: int) -> str:
         if size and size % _BYTE_UNITS[unit] == 0:
             return f"{size // _BYTE_UNITS[unit]}{unit}"
     return f"{size}B" if size else "0"
+
+
+def parse_rate(text: str) -> float:
+    """Bytes per second in ``100MB/s``, ``1.5GiB/s``, ``0``; raises `ValueError`."""
+    amount, per, unit = text.strip().partition("/")
+    if amount == "0" and not per:
+        return 0.0
+    if unit != "s" or _BYTES.fullmatch(amount) is None:
+        raise ValueError(f"expected {_RATE_WANTED}")
+    return float(parse_bytes(amount))
+
+
+def format_rate(rate: float) -> str:
+    """The shortest form that `parse_rate` reads back; resolution 1 byte per second."""
+    return f"{format_bytes(round(rate))}/s" if round(rate) else "0"
 
 
 def parse_duration(text: str) -> float:
@@ -123,6 +139,14 @@ def _bytes(value: Any, info: ValidationInfo) -> int:
     raise ValueError(f"expected {_BYTES_WANTED}")
 
 
+def _rate(value: Any, info: ValidationInfo) -> float:
+    if isinstance(value, str):
+        return parse_rate(value)
+    if _is_number(value) and (value == 0 or not _needs_unit(info)):
+        return float(value)
+    raise ValueError(f"expected {_RATE_WANTED}")
+
+
 def _duration(value: Any, info: ValidationInfo) -> float:
     if isinstance(value, str):
         return parse_duration(value)
@@ -145,6 +169,14 @@ Bytes = Annotated[
     WithJsonSchema({"type": "string", "description": _BYTES_WANTED}),
 ]
 """A size in bytes, written with its unit."""
+
+Rate = Annotated[
+    float,
+    BeforeValidator(_rate),
+    PlainSerializer(format_rate, return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "description": _RATE_WANTED}),
+]
+"""Bytes per second, written with their unit."""
 
 Duration = Annotated[
     float,

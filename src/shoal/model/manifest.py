@@ -8,14 +8,14 @@ that no document can be taken for a manifest by one reader and for an index by a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
 
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.media_types import (
-    DOCKER_LIST,
     DOCKER_MANIFEST,
     FOREIGN_LAYERS,
     IMAGE_TYPES,
@@ -24,12 +24,16 @@ from shoal.model.media_types import (
     OCI_INDEX,
     OCI_MANIFEST,
 )
+from shoal.model.unambiguous import check_unambiguous
 
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 """The size that distribution-spec asks every registry to take, and the most that Shoal takes."""
 
 MAX_ENTRIES = 10_000
 """Layers of an image, or children of an index."""
+
+MAX_SIZE = 2**63 - 1
+"""The largest size of a descriptor: what clients keep in a signed 64-bit integer."""
 
 
 class InvalidManifest(ValueError):
@@ -62,6 +66,9 @@ class Manifest:
     layers: tuple[Descriptor, ...] = ()
     children: tuple[Descriptor, ...] = ()
     subject: Descriptor | None = None
+    artifact_type: str = ""
+    """What kind of thing it is: ``artifactType``, or an image's type of config."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_index(self) -> bool:
@@ -73,25 +80,66 @@ class Manifest:
         config = () if self.config is None else (self.config,)
         return config + tuple(layer for layer in self.layers if not layer.foreign)
 
+    def warnings(self) -> tuple[str, ...]:
+        """What whoever pushes this should know: which of it is not kept here."""
+        foreign = [layer.digest for layer in self.layers if layer.foreign]
+        if not foreign:
+            return ()
+        named = ", ".join(map(str, foreign[:4])) + (" ..." if foreign[4:] else "")
+        count = f"{len(foreign)} of {len(self.layers)} layers"
+        return (f"{count} live elsewhere and need not be here: {named}",)
+
+    def references(self) -> tuple[Digest, ...]:
+        """Digests of config, layers that are not foreign, and children; each once, in order."""
+        return tuple(dict.fromkeys(entry.digest for entry in (*self.blobs(), *self.children)))
+
+
+@dataclass(frozen=True, slots=True)
+class FoundManifest:
+    """What is known of a stored manifest without its bytes."""
+
+    digest: Digest
+    media_type: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Referrer:
+    """A manifest that has another one as its subject, as the referrers list describes it."""
+
+    digest: Digest
+    media_type: str
+    size: int
+    """Bytes."""
+    artifact_type: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
 
 class _Descriptor(msgspec.Struct, rename="camel"):
     media_type: str
     digest: str
     size: int
-    urls: list[str] = []
+    urls: list[str] | None = None
+    data: bytes | None = None
 
 
 class _Document(msgspec.Struct, rename="camel"):
     schema_version: int
     media_type: str = ""
+    artifact_type: str = ""
     config: _Descriptor | None = None
     layers: list[_Descriptor] | None = None
     manifests: list[_Descriptor] | None = None
     subject: _Descriptor | None = None
+    annotations: dict[str, str] | None = None
     fs_layers: Any = None
 
 
 _DECODER = msgspec.json.Decoder(_Document)
+_NESTED = ("config", "layers", "manifests", "subject")
+_FIELDS = frozenset(_Document.__struct_encode_fields__ + _Descriptor.__struct_encode_fields__)
+_BOM = b"\xef\xbb\xbf"
 
 
 def parse_manifest(body: bytes, content_type: str | None = None) -> Manifest:
@@ -102,22 +150,33 @@ def parse_manifest(body: bytes, content_type: str | None = None) -> Manifest:
     """
     if len(body) > MAX_MANIFEST_BYTES:
         raise InvalidManifest(f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, got {len(body)}")
+    if body.startswith(_BOM):
+        raise InvalidManifest("a manifest is JSON in UTF-8 without a byte order mark")
     try:
         document = _DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        check_unambiguous(body, _FIELDS, _NESTED)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise InvalidManifest(f"not a manifest: {error}") from error
     media_type = _media_type(document, content_type)
+    read = _Descriptors()
+    subject = read.optional("subject", document.subject)
+    annotations = document.annotations or {}
     if media_type in INDEX_TYPES:
         return Manifest(
             media_type,
-            children=_descriptors("manifests", document.manifests or []),
-            subject=_optional("subject", document.subject),
+            children=read.entries("manifests", document.manifests or []),
+            subject=subject,
+            artifact_type=document.artifact_type,
+            annotations=annotations,
         )
+    config = read.optional("config", document.config)
     return Manifest(
         media_type,
-        config=_optional("config", document.config),
-        layers=_descriptors("layers", document.layers or []),
-        subject=_optional("subject", document.subject),
+        config=config,
+        layers=read.entries("layers", document.layers or []),
+        subject=subject,
+        artifact_type=document.artifact_type or (config.media_type if config else ""),
+        annotations=annotations,
     )
 
 
@@ -154,33 +213,45 @@ def _media_type(document: _Document, content_type: str | None) -> str:
 _NEUTRAL_TYPES = frozenset({"application/json", "application/octet-stream"})
 
 
-def _descriptors(field: str, raw: list[_Descriptor]) -> tuple[Descriptor, ...]:
-    if len(raw) > MAX_ENTRIES:
-        raise InvalidManifest(f"{field} has {len(raw)} entries; at most {MAX_ENTRIES} are taken")
-    return tuple(_descriptor(f"{field}[{i}]", entry) for i, entry in enumerate(raw))
+class _Descriptors:
+    """Reads the descriptors of one document, which must not contradict each other."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[Digest, int] = {}
+
+    def entries(self, field: str, raw: list[_Descriptor]) -> tuple[Descriptor, ...]:
+        if len(raw) > MAX_ENTRIES:
+            raise InvalidManifest(
+                f"{field} has {len(raw)} entries; at most {MAX_ENTRIES} are taken"
+            )
+        return tuple(self._read(f"{field}[{i}]", entry) for i, entry in enumerate(raw))
+
+    def optional(self, field: str, raw: _Descriptor | None) -> Descriptor | None:
+        return None if raw is None else self._read(field, raw)
+
+    def _read(self, field: str, raw: _Descriptor) -> Descriptor:
+        try:
+            digest = Digest.parse(raw.digest)
+        except InvalidDigest as error:
+            raise InvalidManifest(f"{field}: {error}") from error
+        size = raw.size
+        if not 0 <= size <= MAX_SIZE:
+            what = "negative" if size < 0 else f"more than {MAX_SIZE}"
+            raise InvalidManifest(f"{field}: size is {what} ({str(size)[:40]})")
+        if self._sizes.setdefault(digest, size) != size:
+            raise InvalidManifest(
+                f"{field}: {digest} has {size} bytes here and {self._sizes[digest]} elsewhere"
+            )
+        if raw.data is not None:
+            _check_data(field, raw.data, digest, size)
+        foreign = bool(raw.urls) or raw.media_type.startswith(FOREIGN_LAYERS)
+        return Descriptor(raw.media_type, digest, size, foreign)
 
 
-def _optional(field: str, raw: _Descriptor | None) -> Descriptor | None:
-    return None if raw is None else _descriptor(field, raw)
-
-
-def _descriptor(field: str, raw: _Descriptor) -> Descriptor:
-    try:
-        digest = Digest.parse(raw.digest)
-    except InvalidDigest as error:
-        raise InvalidManifest(f"{field}: {error}") from error
-    if raw.size < 0:
-        raise InvalidManifest(f"{field}: size is negative ({raw.size})")
-    foreign = bool(raw.urls) or raw.media_type.startswith(FOREIGN_LAYERS)
-    return Descriptor(raw.media_type, digest, raw.size, foreign)
-
-
-__all__ = [
-    "DOCKER_LIST",
-    "MAX_ENTRIES",
-    "MAX_MANIFEST_BYTES",
-    "Descriptor",
-    "InvalidManifest",
-    "Manifest",
-    "parse_manifest",
-]
+def _check_data(field: str, data: bytes, digest: Digest, size: int) -> None:
+    """Embedded content must be what its descriptor says (image-spec descriptor.md, "data")."""
+    if len(data) != size:
+        raise InvalidManifest(f"{field}: data has {len(data)} bytes, and size says {size}")
+    found = Digest.of(data, digest.algorithm)
+    if found != digest:
+        raise InvalidManifest(f"{field}: data has the digest {found}, not {digest}")

@@ -9,8 +9,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 from aiohttp import web
 
+from shoal.config.units import parse_duration
 from shoal.model.digest import Digest, InvalidDigest
-from shoal.model.errors import BadRequest, BlobUploadInvalid, DigestInvalid, NameInvalid
+from shoal.model.errors import (
+    BadRequest,
+    BlobUploadInvalid,
+    DigestInvalid,
+    NameInvalid,
+    Unsupported,
+)
 from shoal.model.names import InvalidName, repository_name
 from shoal.origin.messages import (
     LocationsAnswer,
@@ -19,13 +26,18 @@ from shoal.origin.messages import (
     ReplicateRequest,
     StatAnswer,
     StatRequest,
+    SweepRequest,
 )
 from shoal.origin.service import OriginService
+from shoal.origin.sweep import Sweeper
 from shoal.origin.uploads import ChunkedUploads
 from shoal.swarm.peers import PeerInfo
 from shoal.web.bodies import send_blob
 from shoal.web.requests import deadline_of, read_json
 from shoal.web.server import application
+
+MAX_SWEEP_REQUEST = 16 * 1024 * 1024
+"""Bytes of what a sweep is told."""
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d{1,18}|\*))?", re.ASCII)
 
@@ -34,14 +46,18 @@ def origin_application(
     service: OriginService,
     uploads: ChunkedUploads,
     peer: PeerInfo,
+    sweeper: Sweeper | None,
     *,
     readiness: Callable[[], Awaitable[list[str]]],
     request_timeout: float,
 ) -> web.Application:
-    """The application of one origin; `request_timeout` (seconds) is for callers that name none."""
+    """The application of one origin; `request_timeout` (seconds) is for callers that name none.
+
+    Without `sweeper`, the config names no build-index, and no blob is ever removed.
+    """
     app = application("origin", readiness=readiness, request_timeout=request_timeout)
     _Public(service, uploads).add_to(app.router)
-    _Internal(service, peer).add_to(app.router)
+    _Internal(service, peer, sweeper).add_to(app.router)
     return app
 
 
@@ -108,9 +124,10 @@ class _Public:
 class _Internal:
     """Paths for other services of the cluster. They answer for this host alone."""
 
-    def __init__(self, service: OriginService, peer: PeerInfo) -> None:
+    def __init__(self, service: OriginService, peer: PeerInfo, sweeper: Sweeper | None) -> None:
         self._service = service
         self._peer = peer
+        self._sweeper = sweeper
 
     def add_to(self, router: web.UrlDispatcher) -> None:
         blob = "/internal/blobs/{digest}"
@@ -120,6 +137,7 @@ class _Internal:
         router.add_get(blob, self.get)
         router.add_put(blob, self.put)
         router.add_get("/internal/peer", self.peer)
+        router.add_post("/internal/gc", self.gc)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         digest = _digest(request)
@@ -128,13 +146,15 @@ class _Internal:
 
     async def put(self, request: web.Request) -> web.Response:
         digest = _digest(request)
-        fresh = await self._service.store(digest, _body(request), request.content_length)
+        kept = _flag(request, "kept")
+        size = request.content_length
+        fresh = await self._service.store(digest, _body(request), size, kept=kept)
         return web.Response(status=201 if fresh else 200)
 
     async def stat(self, request: web.Request) -> web.Response:
         asked = await read_json(request, StatRequest)
         digests = [_parse_digest(text) for text in asked.digests]
-        sizes = await self._service.sizes(digests)
+        sizes = await self._service.sizes(digests, keep=asked.keep, kept=asked.kept)
         return _json(StatAnswer({str(digest): size for digest, size in sizes.items()}))
 
     async def metainfo(self, request: web.Request) -> web.Response:
@@ -146,6 +166,24 @@ class _Internal:
         asked = await read_json(request, ReplicateRequest)
         copied, failed = await self._service.replicate(digest, asked.to, deadline_of(request))
         return _json(ReplicateAnswer(copied, failed))
+
+    async def gc(self, request: web.Request) -> web.Response:
+        """``POST /internal/gc?dry_run=&grace=``: sweep this origin now."""
+        if self._sweeper is None:
+            raise Unsupported(
+                f"origin {self._service.name} cannot tell which blobs are needed: set "
+                "build_index.hosts in its config to all build-indexes"
+            )
+        asked = SweepRequest()
+        if request.can_read_body:
+            asked = await read_json(request, SweepRequest, limit=MAX_SWEEP_REQUEST)
+        report = await self._sweeper.sweep(
+            grace=_duration(request, "grace"),
+            dry_run=_flag(request, "dry_run"),
+            deadline=deadline_of(request),
+            released=[_parse_digest(text) for text in asked.released],
+        )
+        return _json(report)
 
     async def peer(self, _request: web.Request) -> web.Response:
         return _json(self._peer)
@@ -177,6 +215,24 @@ def _parse_digest(text: str) -> Digest:
         return Digest.parse(text)
     except InvalidDigest as error:
         raise DigestInvalid(str(error)) from error
+
+
+def _flag(request: web.Request, name: str) -> bool:
+    text = request.query.get(name, "false")
+    if text not in {"true", "false"}:
+        raise BadRequest(f"{name} must be true or false, got {text[:40]!r}")
+    return text == "true"
+
+
+def _duration(request: web.Request, name: str) -> float | None:
+    """Seconds, if the caller gave any."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise BadRequest(f"{name}: {error}, got {text[:40]!r}") from error
 
 
 def _namespace(request: web.Request) -> str:

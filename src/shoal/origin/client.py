@@ -8,52 +8,29 @@ blobs stay where they are until they are repaired), before it says "not there"; 
 
 from __future__ import annotations
 
-import asyncio
-import os
 import random
-import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-import structlog
-
 from shoal.model.digest import Digest
-from shoal.origin.messages import (
-    MAX_STAT_DIGESTS,
-    MetainfoAnswer,
-    ReplicateAnswer,
-    ReplicateRequest,
-    StatAnswer,
-    StatRequest,
-)
+from shoal.origin.members import ASK_TIMEOUT, Members, url_of
+from shoal.origin.messages import MetainfoAnswer
+from shoal.origin.placing import Placing, UploadResult
 from shoal.origin.poll import Poll
 from shoal.origin.presence import Census, Presence
-from shoal.origin.quorum import Attempt, Placement, QuorumFailed
+from shoal.origin.quorum import QuorumFailed
 from shoal.origin.remote_blob import RemoteBlob
 from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import OriginsConfig
-from shoal.ring.health import Health
-from shoal.ring.rendezvous import owners
 from shoal.store.threads import in_thread
 from shoal.swarm.metainfo import InvalidMetainfo, Metainfo
 from shoal.swarm.peers import PeerInfo
-from shoal.web.client import Answer, HttpClient
+from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
-from shoal.web.failures import (
-    CallFailed,
-    NotFound,
-    Overloaded,
-    Rejected,
-    Unreachable,
-    combined,
-)
+from shoal.web.failures import CallFailed, NotFound, Rejected, Unreachable, combined
 from shoal.web.probe import silent
 from shoal.web.retrying import RetriesExhausted, retrying
-
-ASK_TIMEOUT = 5.0
-"""Seconds for the answer to a small question."""
 
 READINESS_TIMEOUT = 1.0
 
@@ -67,21 +44,9 @@ ASK_AGAIN = RetryPolicy(initial=0.2, attempts=3)
 """For a question that a client waits for, when too many hosts could not be asked: one may be
 starting while another had no time."""
 
-PROBE_FROM = 1024 * 1024
-"""Bytes from which an upload first asks whether the host has the blob already."""
-
 __all__ = ["Located", "OriginCluster", "Presence", "QuorumFailed", "RemoteBlob", "UploadResult"]
 
 T = TypeVar("T")
-log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class UploadResult:
-    """How many copies were safe when the upload returned, and where."""
-
-    copies: int
-    hosts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,163 +57,29 @@ class Located:
     peers: list[PeerInfo]
 
 
-class OriginCluster:
+class OriginCluster(Placing):
     """All origins of the ring. Owns no connection: the `HttpClient` is the process's."""
 
     def __init__(self, http: HttpClient, config: OriginsConfig) -> None:
-        self._http = http
-        self._config = config
-        self._health = Health()
+        super().__init__(Members(http, config))
         self._rng = random.Random()
-        self._stragglers: set[asyncio.Task[None]] = set()
 
     @property
     def members(self) -> tuple[str, ...]:
         """All hosts of the ring."""
-        return tuple(self._config.hosts)
+        return self._members.hosts
 
     def owners(self, digest: Digest) -> list[str]:
         """The hosts (``host:port``) that should have the blob, best first."""
-        return owners(digest, self._config.hosts, self._config.replicas)
-
-    # -- writing ------------------------------------------------------------------------------
-
-    async def upload(
-        self, digest: Digest, source: Path | int, size: int, *, deadline: Deadline
-    ) -> UploadResult:
-        """Send a file (path or descriptor) to the owners; return when the write quorum is safe.
-
-        The deadline must leave time for the transfer. The path may be unlinked, and the descriptor
-        closed, once this returns: the copies still being made hold the file open. Raises
-        `QuorumFailed`.
-        """
-        file = await in_thread(_hold, source)
-
-        async def send(host: str) -> None:
-            await self.send(host, digest, file, size, deadline=deadline)
-
-        try:
-            return await self.place(
-                digest, send, deadline=deadline, finished=lambda: os.close(file)
-            )
-        except QuorumFailed as failure:
-            log.warning("write quorum failed", digest=str(digest), size=size, error=failure.detail)
-            raise
-
-    async def place(
-        self,
-        digest: Digest,
-        attempt: Attempt,
-        *,
-        deadline: Deadline,
-        finished: Callable[[], None] = lambda: None,
-    ) -> UploadResult:
-        """Make a copy on each owner by `attempt`; return at the write quorum.
-
-        `finished` is called once no attempt is or will be running. Raises `QuorumFailed`.
-        """
-        placement = Placement(digest, owners(digest, self._config.hosts), attempt, self._config)
-        try:
-            rest = await placement.until_quorum(deadline)
-        except BaseException:
-            finished()
-            raise
-        result = UploadResult(len(placement.made), tuple(placement.made))
-        self._stragglers.add(rest)
-        rest.add_done_callback(lambda task: self._placed(task, digest, placement, finished))
-        return result
-
-    def _placed(
-        self,
-        task: asyncio.Task[None],
-        digest: Digest,
-        placement: Placement,
-        finished: Callable[[], None],
-    ) -> None:
-        self._stragglers.discard(task)
-        finished()
-        copies = len(placement.made)
-        if copies < min(self._config.replicas, len(self._config.hosts)):
-            error = None if task.cancelled() else task.exception()
-            log.warning(
-                "under-replicated",
-                digest=str(digest),
-                copies=copies,
-                wanted=self._config.replicas,
-                failures=[str(failure) for failure in placement.failures],
-                error=None if error is None else repr(error),
-            )
-
-    async def send(
-        self, host: str, digest: Digest, source: Path | int, size: int, *, deadline: Deadline
-    ) -> None:
-        """Make sure that this one host has the blob, verified and on stable storage.
-
-        Raises `CallFailed`.
-        """
-        if size >= PROBE_FROM and await self._has(host, digest, size, deadline):
-            return
-        url = _url(host, f"/internal/blobs/{digest}")
-        await self._noting(host, self._http.upload(url, source, size, deadline=deadline))
-
-    async def _has(self, host: str, digest: Digest, size: int, deadline: Deadline) -> bool:
-        present = await self._stat_on(host, [digest], deadline)
-        return present.get(str(digest)) == size
-
-    async def drain(self, timeout: float) -> None:
-        """Wait for the copies still being made; end those that take longer."""
-        if not self._stragglers:
-            return
-        _, late = await asyncio.wait(self._stragglers, timeout=timeout)
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-
-    async def ensure_copies(
-        self, digest: Digest, holders: Collection[str], *, deadline: Deadline
-    ) -> int:
-        """Have holders copy the blob to the owners that lack it; the number of copies after that.
-
-        When that leaves it below the write quorum, as owners are down, other members take it.
-        Raises `CallFailed` when no holder could be asked to copy it.
-        """
-        copies = set(holders)
-        if not copies:
-            return 0
-        ring = owners(digest, self.members)
-        own, others = ring[: self._config.replicas], ring[self._config.replicas :]
-        lacking = [host for host in own if host not in copies]
-        if lacking:
-            copies |= await self._replicate(digest, holders, lacking, deadline)
-        spare = [host for host in others if host not in copies]
-        missing = self._config.write_quorum - len(copies)
-        if spare and missing > 0:
-            copies |= await self._replicate(digest, holders, spare[:missing], deadline)
-        return len(copies)
-
-    async def _replicate(
-        self, digest: Digest, holders: Collection[str], to: list[str], deadline: Deadline
-    ) -> set[str]:
-        """Have the first holder that can be asked copy the blob; the hosts that it is on now."""
-        body = ReplicateRequest(to)
-        path = f"/internal/blobs/{digest}/replicate"
-        failures: list[CallFailed] = []
-        for holder in self._health.order(sorted(holders), time.monotonic()):
-            try:
-                answer = await self._call(holder, "POST", path, deadline, body)
-            except CallFailed as error:
-                failures.append(error)
-                continue
-            replicated = answer.decode(ReplicateAnswer)
-            if replicated.failed:
-                log.warning("replication failed", digest=str(digest), failed=replicated.failed)
-            return set(replicated.copied)
-        raise failures[-1]
+        return self._members.owners(digest)
 
     # -- asking -------------------------------------------------------------------------------
 
-    async def stat(self, digest: Digest, *, deadline: Deadline) -> int | None:
+    async def stat(self, digest: Digest, *, deadline: Deadline, keep: bool = False) -> int | None:
         """The size of the blob, or None: it is not there.
+
+        `keep`: the caller relies on it from now on, so its grace time begins anew on every host
+        that has it and answers in time, normally the write quorum.
 
         A blob that was acknowledged is on at least `write_quorum` hosts. So "not there" is certain
         as soon as fewer hosts than that are silent, and one dead origin does not stop a push from
@@ -257,7 +88,7 @@ class OriginCluster:
         """
         try:
             return await retrying(
-                lambda left: self._stat(digest, left),
+                lambda left: self._stat(digest, left, keep),
                 policy=ASK_AGAIN,
                 deadline=deadline,
                 rng=self._rng,
@@ -265,18 +96,19 @@ class OriginCluster:
         except RetriesExhausted as exhausted:
             raise exhausted.last from exhausted
 
-    async def _stat(self, digest: Digest, deadline: Deadline) -> int | None:
-        wanted = max(0, len(self._config.hosts) - self._config.write_quorum)
+    async def _stat(self, digest: Digest, deadline: Deadline, keep: bool) -> int | None:
+        quorum = self._members.config.write_quorum
+        wanted = max(0, len(self.members) - quorum)
 
         def enough(poll: Poll[int]) -> float | None:
             if poll.found:
-                return 0.0
+                return LINGER if keep and len(poll.found) < quorum else 0.0
             return LINGER if len(poll.absent) > wanted else None
 
         async def ask(host: str) -> int:
-            return await self._size_on(host, digest, deadline)
+            return await self._members.size_on(host, digest, deadline, keep=keep)
 
-        poll = await self._ask_members(digest, ask, enough)
+        poll = await self._members.poll(digest, ask, enough)
         if poll.found:
             return next(iter(poll.found.values()))
         if len(poll.absent) > wanted:
@@ -285,9 +117,9 @@ class OriginCluster:
 
     async def readiness(self) -> list[str]:
         """Nothing if enough origins answer for a push to be taken; else which do not, and why."""
-        quorum = self._config.write_quorum
+        quorum = self._members.config.write_quorum
         silent_hosts = await silent(
-            self._http, self.members, "/health", enough=quorum, timeout=READINESS_TIMEOUT
+            self._members.http, self.members, "/health", enough=quorum, timeout=READINESS_TIMEOUT
         )
         if not silent_hosts:
             return []
@@ -297,19 +129,22 @@ class OriginCluster:
             *(f"origin {host}: {why}" for host, why in silent_hosts.items()),
         ]
 
-    async def stat_many(self, digests: Iterable[Digest], *, deadline: Deadline) -> Presence:
+    async def stat_many(
+        self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
+    ) -> Presence:
         """Where each of the blobs is. One request (or one per 1,000 blobs) to each host.
 
         Digests that no owner has are asked for at the other members. A digest that is not in
-        `sizes` is certainly not there only when nobody is in `unasked`.
+        `sizes` is certainly not there only when nobody is in `unasked`. `keep`: the caller relies
+        on them from now on, so their grace time begins anew where `copies` says they are.
         """
         wanted = list(dict.fromkeys(digests))
         own = {digest: self.owners(digest) for digest in wanted}
 
         async def ask(host: str, batch: Sequence[Digest]) -> dict[str, int]:
-            return await self._stat_on(host, batch, deadline)
+            return await self._members.sizes_on(host, batch, deadline, keep=keep)
 
-        census = Census(ask, quorum=self._config.write_quorum, linger=LINGER)
+        census = Census(ask, quorum=self._members.config.write_quorum, linger=LINGER)
         await census.round(own)
         missing = [digest for digest in wanted if digest not in census.sizes]
         await census.round(
@@ -325,12 +160,12 @@ class OriginCluster:
 
         async def ask(host: str) -> MetainfoAnswer:
             path = f"/internal/blobs/{digest}/metainfo"
-            answer = await self._call(host, "GET", path, deadline.at_most(ASK_TIMEOUT))
+            answer = await self._members.call(host, "GET", path, deadline.at_most(ASK_TIMEOUT))
             located = answer.decode(MetainfoAnswer)
             _check(located.metainfo, digest, host)
             return located
 
-        poll = await self._ask_members(digest, ask, lambda poll: LINGER if poll.found else None)
+        poll = await self._members.poll(digest, ask, lambda poll: LINGER if poll.found else None)
         if not poll.found:
             if poll.unasked:
                 raise _could_not_ask(digest, poll)
@@ -350,8 +185,10 @@ class OriginCluster:
 
         async def ask(host: str) -> bytes:
             body = bytearray()
-            url = _url(host, f"/internal/blobs/{digest}")
-            async with self._http.stream("GET", url, deadline=deadline, expect=(200,)) as answer:
+            url = url_of(host, f"/internal/blobs/{digest}")
+            async with self._members.http.stream(
+                "GET", url, deadline=deadline, expect=(200,)
+            ) as answer:
                 async for chunk in answer.chunks():
                     body += chunk
                     if len(body) > limit:
@@ -361,7 +198,7 @@ class OriginCluster:
                 raise Rejected("GET", url, f"sent {len(body)} bytes with digest {found}")
             return bytes(body)
 
-        poll = await self._ask_members(
+        poll = await self._members.poll(
             digest, ask, lambda poll: 0.0 if poll.found else None, stagger=HEDGE_AFTER
         )
         if poll.found:
@@ -379,101 +216,16 @@ class OriginCluster:
         """
 
         async def ask(host: str) -> int:
-            return await self._size_on(host, digest, deadline)
+            return await self._members.size_on(host, digest, deadline)
 
-        poll = await self._ask_members(
+        poll = await self._members.poll(
             digest, ask, lambda poll: 0.0 if poll.found else None, besides=besides
         )
         if not poll.found:
             raise _not_had(digest, poll)
         holder, size = next(iter(poll.found.items()))
-        others = [host for host in self._members(digest) if host != holder]
-        return RemoteBlob(self._http, self._health, digest, size, [holder, *others])
-
-    # -- one host -----------------------------------------------------------------------------
-
-    def _members(self, digest: Digest) -> list[str]:
-        own = self.owners(digest)
-        others = [host for host in owners(digest, self._config.hosts) if host not in own]
-        now = time.monotonic()
-        return self._health.order(own, now) + self._health.order(others, now)
-
-    async def _ask_members(
-        self,
-        digest: Digest,
-        question: Callable[[str], Awaitable[T]],
-        enough: Callable[[Poll[T]], float | None],
-        *,
-        stagger: float = 0.0,
-        besides: str | None = None,
-    ) -> Poll[T]:
-        """Ask the owners, and when that was not enough, the other members."""
-        poll: Poll[T] = Poll()
-        if besides in self.members:
-            poll.absent.append(besides)
-        members = self._members(digest)
-        replicas = self._config.replicas
-        for group in (members[:replicas], members[replicas:]):
-            hosts = [host for host in group if host != besides]
-            if hosts and enough(poll) is None:
-                await poll.ask(
-                    hosts,
-                    lambda host: self._noting(host, question(host)),
-                    enough=enough,
-                    stagger=stagger,
-                )
-        return poll
-
-    async def _size_on(self, host: str, digest: Digest, deadline: Deadline) -> int:
-        """The blob's size on one host; raises `NotFound` when it is not there."""
-        present = await self._stat_on(host, [digest], deadline)
-        size = present.get(str(digest))
-        if size is None:
-            raise NotFound("POST", _url(host, "/internal/blobs/stat"), f"no {digest}")
-        return size
-
-    async def _stat_on(
-        self, host: str, digests: Sequence[Digest], deadline: Deadline
-    ) -> dict[str, int]:
-        """Sizes of those blobs that are on one host."""
-        present: dict[str, int] = {}
-        for start in range(0, len(digests), MAX_STAT_DIGESTS):
-            batch = digests[start : start + MAX_STAT_DIGESTS]
-            body = StatRequest([str(digest) for digest in batch])
-            soon = deadline.at_most(ASK_TIMEOUT)
-            answer = await self._call(host, "POST", "/internal/blobs/stat", soon, body)
-            present |= answer.decode(StatAnswer).present
-        return present
-
-    async def _call(
-        self, host: str, method: str, path: str, deadline: Deadline, body: object = None
-    ) -> Answer:
-        call = self._http.call(method, _url(host, path), deadline=deadline, json=body)
-        return await self._noting(host, call)
-
-    async def _noting(self, host: str, call: Awaitable[T]) -> T:
-        """Await the call; note for the order of hosts whether this one could answer."""
-        try:
-            answer = await call
-        except (Unreachable, Overloaded):
-            self._health.failed(host, time.monotonic())
-            raise
-        except CallFailed:
-            self._health.ok(host, time.monotonic())
-            raise
-        self._health.ok(host, time.monotonic())
-        return answer
-
-
-def _url(host: str, path: str) -> str:
-    return f"http://{host}{path}"
-
-
-def _hold(source: Path | int) -> int:
-    """A descriptor of our own, so that the caller may unlink or close what it gave."""
-    return (
-        os.dup(source) if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    )
+        others = [host for host in self._members.in_turn(digest) if host != holder]
+        return RemoteBlob(self._members.http, self._members.health, digest, size, [holder, *others])
 
 
 def _check(metainfo: Metainfo, digest: Digest, host: str) -> None:
@@ -482,7 +234,7 @@ def _check(metainfo: Metainfo, digest: Digest, host: str) -> None:
         if metainfo.digest != str(digest):
             raise InvalidMetainfo(f"it is that of {metainfo.digest}")
     except InvalidMetainfo as error:
-        url = _url(host, f"/internal/blobs/{digest}/metainfo")
+        url = url_of(host, f"/internal/blobs/{digest}/metainfo")
         raise Unreachable("GET", url, f"the metainfo is not that of {digest}: {error}") from error
 
 
@@ -499,7 +251,7 @@ def _could_not_ask(digest: Digest, poll: Poll[T]) -> CallFailed:
     """`Unreachable`, or `Rejected` when each host refused and would refuse again."""
     path = f"/internal/blobs/{digest}"
     detail = f"no origin gave {digest}, and not all could be asked: {poll.said()}"
-    absent = [NotFound("GET", _url(host, path), "not there") for host in poll.absent]
+    absent = [NotFound("GET", url_of(host, path), "not there") for host in poll.absent]
     failure = combined("GET", path, detail, [*poll.unasked.values(), *absent])
     failure.__cause__ = next(iter(poll.unasked.values()))
     return failure

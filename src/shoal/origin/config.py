@@ -4,14 +4,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from shoal.config.model import ServiceConfig
+from shoal.config.model import Config, ServiceConfig
 from shoal.config.units import Address, Bytes, Duration
-from shoal.ring.config import OriginsConfig
+from shoal.ring.config import HostsConfig, OriginsConfig
 from shoal.swarm.config import PeerConfig
+
+
+class GcConfig(Config):
+    """When blobs go that no repository needs any more."""
+
+    grace: Annotated[Duration, Field(gt=0)] = 24 * 3600.0
+    """A blob that was used within it stays. Keep it well above the time that a push takes."""
+
+    interval: Duration = 3600.0
+    """Between two sweeps; 0: only when asked by ``shoal gc``."""
 
 
 class OriginConfig(ServiceConfig):
@@ -26,6 +36,11 @@ class OriginConfig(ServiceConfig):
 
     origins: OriginsConfig
     """All members of the ring, this one included."""
+
+    build_index: HostsConfig | None = None
+    """All build-indexes: those that say which blobs are needed. Without them none is removed."""
+
+    gc: GcConfig = GcConfig()
 
     name: Address | None = None
     """How the list of members calls this origin; by default as it listens."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 
+from shoal.buildindex.client import BuildIndexClient
 from shoal.config.load import Loaded
 from shoal.config.units import split_address
 from shoal.model.digest import Digest
@@ -19,6 +20,7 @@ from shoal.origin.readiness import Readiness
 from shoal.origin.receiving import Receiver
 from shoal.origin.seeding import OwnersShare, SeededBlobs
 from shoal.origin.service import OriginService
+from shoal.origin.sweep import Sweeper
 from shoal.origin.uploads import ChunkedUploads
 from shoal.store.blobs import BlobStore
 from shoal.store.threads import in_thread
@@ -26,6 +28,7 @@ from shoal.store.uploads import UploadSessions
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.web.client import HttpClient
+from shoal.web.deadline import Deadline
 from shoal.web.logs import configure
 from shoal.web.process import CannotListen
 from shoal.web.server import Stop, run, serve
@@ -65,29 +68,46 @@ async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
     seeded = SeededBlobs(local, forget)
     plan = OwnersShare(config.member, cluster.owners)
     node = SwarmNode(config.peer, _peer(config), seeded, seeding=plan)
+    sweeper = _sweeper(config, http, local, forget)
     readiness = Readiness(config, lambda: node.listening)
     app = origin_application(
         service,
         uploads,
         node.peer,
+        sweeper,
         readiness=readiness.missing,
         request_timeout=config.request_timeout,
     )
     if faults:
         faults_on_purpose.add_to(app)
-    expiry = asyncio.create_task(_expire(uploads, config.upload_ttl), name="expiry of uploads")
+    chores = [asyncio.create_task(_expire(uploads, config.upload_ttl), name="expiry of uploads")]
+    if sweeper is not None and config.gc.interval:
+        chores.append(asyncio.create_task(sweeper.sweep_every(config.gc.interval), name="sweeps"))
     try:
         await _listen_to_peers(node, config)
         await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
     finally:
-        expiry.cancel()
-        with suppress(asyncio.CancelledError):
-            await expiry
+        for chore in chores:
+            chore.cancel()
+        await asyncio.gather(*chores, return_exceptions=True)
         # Uploads were acknowledged at the write quorum; the copies beyond it get their time, too.
         await cluster.drain(config.shutdown_grace / 2)
         await node.stop()
         await seeded.close()
         await http.close()
+
+
+def _sweeper(
+    config: OriginConfig, http: HttpClient, local: LocalBlobs, forget: Callable[[Digest], None]
+) -> Sweeper | None:
+    if config.build_index is None:
+        return None
+    build_index = BuildIndexClient(http, config.build_index)
+
+    async def wanted(digests: Sequence[Digest], deadline: Deadline) -> set[Digest]:
+        return await build_index.wanted(digests, deadline=deadline)
+
+    return Sweeper(config.member, local, wanted, forget, grace=config.gc.grace)
 
 
 async def _listen_to_peers(node: SwarmNode, config: OriginConfig) -> None:

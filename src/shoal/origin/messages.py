@@ -14,10 +14,20 @@ MAX_STAT_DIGESTS = 1000
 """Digests in one stat request."""
 
 
+MAX_LISTED = 1_000
+"""Blobs that a `SweepReport` names; its totals count all of them."""
+
+
 class StatRequest(msgspec.Struct):
     """Asks which of these digests are here."""
 
     digests: Annotated[list[str], msgspec.Meta(max_length=MAX_STAT_DIGESTS)]
+
+    keep: bool = False
+    """The one who asks relies on those that are here: their grace time begins anew."""
+
+    kept: bool = False
+    """Garbage collection leaves those that are here alone for good."""
 
 
 class StatAnswer(msgspec.Struct):
@@ -50,3 +60,53 @@ class LocationsAnswer(msgspec.Struct):
     """The owners of a digest in ring order."""
 
     owners: list[str]
+
+
+class SweepRequest(msgspec.Struct):
+    """What a sweep is told; the body may be left out."""
+
+    released: list[str] = []
+    """Of a dry run: digests that the build-indexes still have a record of, and would not have if
+    their own run were none."""
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """One blob that a sweep removed, or would remove."""
+
+    digest: str
+    size: int
+    why: str
+
+
+class SweepReport(msgspec.Struct, frozen=True):
+    """What one sweep of an origin looked at and removed (or, as a dry run, would remove)."""
+
+    origin: str
+    dry_run: bool
+    examined: int
+    """Blobs on this origin's disk."""
+
+    young: int
+    """Of those: left alone as they were used within the grace time."""
+
+    kept: int
+    """Marked to stay for good (pushed through the generic API)."""
+
+    in_use: int
+    """Being received or replicated."""
+
+    wanted: int
+    """Old, and belonging to a repository."""
+
+    relied_on: int
+    """Unwanted, and then somebody relied on them before they were removed."""
+
+    removed: int
+    freed: int
+    """Bytes of the blobs removed; those of a dry run would be."""
+
+    items: list[Swept]
+    """The first of those removed, at most `MAX_LISTED`; `removed` and `freed` count all."""
+
+    stopped: str = ""
+    """Why the sweep ended before it had seen all; empty when it has."""

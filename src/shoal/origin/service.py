@@ -12,10 +12,10 @@ import structlog
 from shoal.model.digest import Digest
 from shoal.model.errors import ApiError, BadRequest, BlobUnknown
 from shoal.origin.client import OriginCluster, UploadResult
-from shoal.origin.local import LocalBlobs
+from shoal.origin.local import LocalBlobs, Whole
 from shoal.origin.receiving import Received, Receiver, refusing_when_full
 from shoal.origin.remote_blob import RemoteBlob
-from shoal.store.threads import in_thread, submit
+from shoal.store.threads import in_thread, open_file, submit
 from shoal.swarm.metainfo import Metainfo
 from shoal.web.bodies import FileBlob
 from shoal.web.deadline import Deadline
@@ -39,28 +39,42 @@ class OriginService:
 
     # -- own copies -----------------------------------------------------------------------------
 
-    async def store(self, digest: Digest, source: AsyncIterator[bytes], size: int | None) -> bool:
+    async def store(
+        self,
+        digest: Digest,
+        source: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        kept: bool = False,
+    ) -> bool:
         """Make a copy on this host alone, from the whole blob; False when it was here already.
 
-        On return the copy is verified and on stable storage. On any error nothing is kept; raises
-        what `Receiver.receive` raises.
+        On return the copy is verified and on stable storage. `kept`: garbage collection leaves it
+        alone for good. On any error nothing is kept; raises what `Receiver.receive` raises.
         """
-        whole = await in_thread(self._local.find, digest)
-        if whole is not None and size in (None, whole.metainfo.size):
-            await self._receiver.skip(source)
-            return False
-        received = await self._receiver.receive(digest, source, size)
-        try:
-            await self._keep(received)
-        except BaseException:
-            await asyncio.shield(submit(received.discard))
-            raise
+        with self._local.in_use(digest):
+            whole = await in_thread(self._local.rely, digest, kept=kept)
+            if whole is not None and size in (None, whole.metainfo.size):
+                await self._receiver.skip(source)
+                return False
+            received = await self._receiver.receive(digest, source, size)
+            try:
+                await self._keep(received, kept=kept)
+            except BaseException:
+                await asyncio.shield(submit(received.discard))
+                raise
         log.info("blob stored", digest=str(digest), size=received.size)
         return True
 
-    async def sizes(self, digests: Iterable[Digest]) -> dict[Digest, int]:
-        """Sizes of those blobs that are on this host."""
-        return await in_thread(self._local.sizes, digests)
+    async def sizes(
+        self, digests: Iterable[Digest], *, keep: bool = False, kept: bool = False
+    ) -> dict[Digest, int]:
+        """Sizes of those blobs that are on this host.
+
+        `keep`: the caller relies on them, their grace time begins anew; `kept`: garbage collection
+        leaves them alone for good.
+        """
+        return await in_thread(self._local.sizes, digests, rely=keep, kept=kept)
 
     async def metainfo(self, digest: Digest) -> Metainfo:
         """The pieces of a blob on this host; raises `BlobUnknown`."""
@@ -86,10 +100,10 @@ class OriginService:
             return None
         return FileBlob(file, whole.metainfo.size)
 
-    async def _keep(self, received: Received) -> None:
+    async def _keep(self, received: Received, *, kept: bool) -> None:
         """Move a received blob into place; when cancelled, wait until that has come to its end."""
         with refusing_when_full(Digest.parse(received.metainfo.digest)):
-            keeping = submit(self._local.keep, received.file, received.metainfo)
+            keeping = submit(self._local.keep, received.file, received.metainfo, kept=kept)
             try:
                 await asyncio.wait([keeping])
             except asyncio.CancelledError:
@@ -123,7 +137,7 @@ class OriginService:
     async def upload(
         self, digest: Digest, source: AsyncIterator[bytes], size: int | None, budget: float
     ) -> UploadResult:
-        """Take a whole blob and give it to its owners; returns at the write quorum.
+        """Take a whole blob and give it to its owners, to stay; returns at the write quorum.
 
         `budget`: seconds from when the blob is here, besides those that its transfer takes. Raises
         what `Receiver.receive` raises, and `QuorumFailed`.
@@ -134,6 +148,7 @@ class OriginService:
     async def distribute(self, received: Received, budget: float) -> UploadResult:
         """Give a received blob to its owners; this host keeps the file if it is one of them.
 
+        Garbage collection leaves it alone for good: no repository says how long it is needed.
         `budget`: seconds, besides those that the transfer takes. Returns at the write quorum;
         raises `QuorumFailed`. The temp file is gone in the end.
         """
@@ -143,10 +158,12 @@ class OriginService:
 
         async def copy(host: str) -> None:
             if host != self.name:
-                await self._cluster.send(host, digest, file, received.size, deadline=deadline)
+                await self._cluster.send(
+                    host, digest, file, received.size, deadline=deadline, kept=True
+                )
                 return
             try:
-                await self._keep(received)
+                await self._keep(received, kept=True)
             except (ApiError, OSError) as error:
                 raise Overloaded("PUT", f"{host}/internal/blobs/{digest}", str(error)) from error
 
@@ -169,18 +186,12 @@ class OriginService:
         strangers = sorted(set(hosts) - set(self._cluster.members))
         if strangers:
             raise BadRequest(f"not members of the ring: {', '.join(strangers)}")
-        whole = await in_thread(self._local.find, digest)
-        if whole is None:
-            raise self._unknown(digest)
-        path, size = whole.blob.path, whole.metainfo.size
-        targets = [host for host in dict.fromkeys(hosts) if host != self.name]
-        outcomes = await asyncio.gather(
-            *(
-                self._cluster.send(host, digest, path, size, deadline=deadline.with_transfer(size))
-                for host in targets
-            ),
-            return_exceptions=True,
-        )
+        with self._local.in_use(digest):
+            whole = await in_thread(self._local.rely, digest)
+            if whole is None:
+                raise self._unknown(digest)
+            targets = [host for host in dict.fromkeys(hosts) if host != self.name]
+            outcomes = await self._send_own(whole, targets, deadline)
         copied, failed = [], {}
         for host, outcome in zip(targets, outcomes, strict=True):
             match outcome:
@@ -192,3 +203,25 @@ class OriginService:
                     raise outcome
         log.info("blob replicated", digest=str(digest), copied=copied, failed=failed)
         return copied, failed
+
+    async def _send_own(
+        self, whole: Whole, targets: Sequence[str], deadline: Deadline
+    ) -> list[BaseException | None]:
+        """Send this host's copy to the targets; per target None, or what went wrong."""
+        digest, size = whole.blob.digest, whole.metainfo.size
+        kept = await in_thread(self._local.is_kept, digest)
+        try:
+            file = await open_file(whole.blob.path)
+        except FileNotFoundError as error:
+            raise self._unknown(digest) from error
+        late = deadline.with_transfer(size)
+        try:
+            return await asyncio.gather(
+                *(
+                    self._cluster.send(host, digest, file, size, deadline=late, kept=kept)
+                    for host in targets
+                ),
+                return_exceptions=True,
+            )
+        finally:
+            await in_thread(os.close, file)

@@ -10,6 +10,7 @@ from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import BadRequest, DigestInvalid
 from shoal.proxy.config import ProxyConfig
 from shoal.proxy.custody import Custody
+from shoal.proxy.forwarding import UploadForwarding
 from shoal.proxy.neighbours import (
     DELIVER_PATH,
     MARGIN,
@@ -28,6 +29,9 @@ def proxy_application(
 ) -> web.Application:
     """Return the application that serves `service`."""
     app = application("proxy", readiness=readiness.missing, request_timeout=config.request_timeout)
+    UploadForwarding(
+        config.known_as, config.neighbours, idle_timeout=config.upload_idle_timeout
+    ).install(app)
     registry_routes(app, service, service)
 
     async def deliver(request: web.Request) -> web.Response:

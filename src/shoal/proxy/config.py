@@ -11,7 +11,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from shoal.config.model import Config, ServiceConfig
-from shoal.config.units import Address, Duration, format_duration
+from shoal.config.units import Address, Bytes, Duration, format_duration, split_address
 from shoal.queue.config import QueueConfig
 from shoal.ring.config import HostsConfig, OriginsConfig
 
@@ -61,6 +61,10 @@ class ProxyConfig(ServiceConfig):
 
     listen: Address = "127.0.0.1:5000"
 
+    name: Address | None = None
+    """How the other proxies call this one in their `neighbours`; by default what it listens on. It
+    stands in the ids of uploads, so that any proxy can hand a request on to the one it is for."""
+
     data_dir: Path
     """Uploads lie here while they are received, and in write_back until they are delivered."""
 
@@ -69,7 +73,8 @@ class ProxyConfig(ServiceConfig):
 
     neighbours: tuple[Address, ...] = ()
     """The other proxies of this cluster: a manifest that is pushed here waits for what they are
-    still to deliver. Naming this one, too, does no harm."""
+    still to deliver, and requests for uploads that they hold are handed on to them. Naming this
+    one, too, does no harm."""
 
     push: tuple[PushRule, ...] = ()
     """The first rule whose pattern matches holds; write_through where none does."""
@@ -91,10 +96,27 @@ class ProxyConfig(ServiceConfig):
     upload_ttl: Duration = 24 * 3600.0
     """An upload to which nothing was written for this long is dropped."""
 
+    manifest_cache: Bytes = 64 * 1024 * 1024
+    """Memory for the manifests that were read or pushed last; 0: none is kept."""
+
+    @property
+    def known_as(self) -> str:
+        """How the other proxies call this one."""
+        return self.name or self.listen
+
     @property
     def tag_time(self) -> float:
         """Seconds of a manifest's PUT that are not spent on waiting for deliveries."""
         return MANIFEST_TIME + self.index_retries
+
+    @model_validator(mode="after")
+    def _a_name_for_the_neighbours(self) -> Self:
+        if self.neighbours and self.name is None and _is_everywhere(self.listen):
+            raise ValueError(
+                f"name must be set: the neighbours do not call this proxy {self.listen}, and "
+                "could not hand on requests for the uploads that it holds"
+            )
+        return self
 
     @model_validator(mode="after")
     def _time_for_the_retries(self) -> Self:
@@ -128,6 +150,11 @@ class PushModes:
     def write_back(self) -> bool:
         """Whether a rule asks for it."""
         return any(rule.mode is PushMode.WRITE_BACK for _, rule in self._rules)
+
+
+def _is_everywhere(address: str) -> bool:
+    host, port = split_address(address)
+    return host in {"0.0.0.0", "::"} or port == 0  # noqa: S104 compared, not listened on
 
 
 _DEFAULT = PushRule(pattern=".*", mode=PushMode.WRITE_THROUGH)

@@ -172,7 +172,7 @@ class DurableCustody:
         stored = await in_thread(self._store.stat, digest)
         deadline = Deadline.after(ATTEMPT_TIMEOUT)
         if stored is None:
-            presence = await self._origins.stat_many([digest], deadline=deadline)
+            presence = await self._origins.stat_many([digest], deadline=deadline, keep=True)
             if len(presence.copies.get(digest, ())) < self._write_quorum:
                 raise Hopeless(
                     f"the file {self._store.path(digest)} is gone, and fewer origins than the "

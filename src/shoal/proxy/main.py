@@ -43,6 +43,7 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
     uploads = Uploads(
         await in_thread(UploadSessions, config.data_dir / "uploads"),
         idle_timeout=config.upload_idle_timeout,
+        name=config.known_as,
     )
     modes = PushModes(config.push)
     custody = await _custody(config, modes, origins)
@@ -55,6 +56,7 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
         custody=custody,
         neighbours=Neighbours(http, config.neighbours),
         tag_time=config.tag_time,
+        manifest_cache=config.manifest_cache,
     )
     readiness = Readiness(origins, index, custody)
     expiry = asyncio.create_task(uploads.expire(config.upload_ttl), name="expiry of uploads")

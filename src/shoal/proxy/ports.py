@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from shoal.model.digest import Digest
-from shoal.model.manifest import IndexChildren
+from shoal.model.manifest import FoundManifest, IndexChildren, Referrer
 from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
 
@@ -21,48 +21,76 @@ class Presence(Protocol):
 
 
 class Origins(Protocol):
-    """The origins as one (`shoal.origin.client.OriginCluster`)."""
+    """The origins as one (`shoal.origin.client.OriginCluster`): content, whoever it belongs to.
+
+    With `keep`, a question makes what it finds young again for the garbage collection: who asks is
+    about to rely on it.
+    """
 
     async def upload(
         self, digest: Digest, source: Path | int, size: int, *, deadline: Deadline
     ) -> object: ...
 
-    async def stat(self, digest: Digest, *, deadline: Deadline) -> int | None: ...
+    async def stat(
+        self, digest: Digest, *, deadline: Deadline, keep: bool = False
+    ) -> int | None: ...
 
-    async def stat_many(self, digests: Iterable[Digest], *, deadline: Deadline) -> Presence: ...
+    async def stat_many(
+        self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
+    ) -> Presence: ...
 
     async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes: ...
 
     async def open(self, digest: Digest, *, deadline: Deadline) -> Blob: ...
 
 
-class TagIndex(Protocol):
-    """The build-index (`shoal.buildindex.client.BuildIndexClient`)."""
+class Index(Protocol):
+    """The build-index (`shoal.buildindex.client.BuildIndexClient`): what belongs to whom."""
 
-    async def put_tag(
+    async def find_manifest(
+        self, repository: str, reference: Digest | str, *, deadline: Deadline
+    ) -> FoundManifest | None: ...
+
+    async def has_blob(
+        self, repository: str, digest: Digest, *, deadline: Deadline, rely: bool = False
+    ) -> bool: ...
+
+    async def link_blob(self, repository: str, digest: Digest, *, deadline: Deadline) -> None: ...
+
+    async def mount_blob(
+        self, repository: str, digest: Digest, source: str | None, *, deadline: Deadline
+    ) -> bool: ...
+
+    async def put_manifest(
         self,
         repository: str,
-        tag: str,
         digest: Digest,
-        manifest: bytes | None,
+        body: bytes | None,
         media_type: str | None,
         *,
+        tags: Sequence[str],
         deadline: Deadline,
         index_children: IndexChildren | None = None,
-    ) -> object: ...
+    ) -> None: ...
 
-    async def check(
+    async def delete_tag(self, repository: str, tag: str, *, deadline: Deadline) -> bool: ...
+
+    async def delete_manifest(
+        self, repository: str, digest: Digest, *, deadline: Deadline
+    ) -> bool: ...
+
+    async def delete_blob(self, repository: str, digest: Digest, *, deadline: Deadline) -> bool: ...
+
+    async def referrers(
         self,
         repository: str,
-        digest: Digest,
-        manifest: bytes | None,
-        media_type: str | None,
+        subject: Digest,
         *,
+        artifact_type: str | None,
+        n: int,
+        last: str,
         deadline: Deadline,
-        index_children: IndexChildren | None = None,
-    ) -> object: ...
-
-    async def get_tag(self, repository: str, tag: str, *, deadline: Deadline) -> Digest | None: ...
+    ) -> list[Referrer]: ...
 
     async def tags(
         self, repository: str, n: int, last: str, *, deadline: Deadline

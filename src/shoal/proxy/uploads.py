@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from hashlib import blake2b
 
 import structlog
 
@@ -21,12 +19,11 @@ from shoal.model.errors import (
     Unavailable,
     UploadOutOfOrder,
 )
+from shoal.proxy.upload_ids import UploadId, name_hash
 from shoal.registry.ports import Chunk, ClientStalled
 from shoal.store.ingest import Stalled, ingest
 from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSession, UploadSessions
-
-_UPLOAD = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})", re.ASCII)
 
 EXPIRE_INTERVAL = 600.0
 """Seconds between two looks for expired sessions, at most."""
@@ -35,23 +32,26 @@ log = structlog.get_logger()
 
 
 class Uploads:
-    """The upload sessions of the registry API, each bound to the repository it was opened in."""
+    """The upload sessions of one proxy, each bound to the repository it was opened in."""
 
-    def __init__(self, sessions: UploadSessions, *, idle_timeout: float) -> None:
+    def __init__(self, sessions: UploadSessions, *, idle_timeout: float, name: str) -> None:
+        """`name` is how the other proxies call this one, ``host:port``."""
         self._sessions = sessions
         self._idle_timeout = idle_timeout
+        self._name = name
 
-    async def start(self, repository: str) -> str:
-        """Open a session and return its id."""
-        session = await in_thread(self._sessions.start)
-        return f"{session}-{_binding(session, repository)}"
+    async def start(self, repository: str, algorithm: str = "sha256") -> str:
+        """Open a session whose bytes are hashed with `algorithm`, and return its id."""
+        session = await in_thread(self._sessions.start, algorithm)
+        return str(UploadId.of(session, repository, self._name))
 
     async def find(self, repository: str, upload: str) -> UploadSession | None:
-        """Return the session, or None when there is none of this id in this repository."""
-        match = _UPLOAD.fullmatch(upload)
-        if match is None or match[2] != _binding(match[1], repository):
+        """Return the session, or None when this proxy has none of this id in this repository."""
+        found = UploadId.parse(upload)
+        if found is None or found.owner != name_hash(self._name) or not found.is_of(repository):
             return None
-        return await in_thread(self._sessions.open, match[1])
+        known = self._sessions.known(found.session)
+        return known or await in_thread(self._sessions.open, found.session)
 
     async def get(self, repository: str, upload: str) -> UploadSession:
         """Return the session; raise `BlobUploadUnknown`."""
@@ -100,7 +100,10 @@ class Uploads:
 
     async def verify(self, session: UploadSession, digest: Digest) -> None:
         """Check the content against its digest; on a mismatch drop it and raise `DigestInvalid`."""
-        found = await in_thread(session.writer.digest, digest.algorithm)
+        if digest.algorithm == session.writer.algorithm:
+            found = session.writer.digest()  # hashed while it came
+        else:
+            found = await in_thread(session.writer.digest, digest.algorithm)
         if found != digest:
             size = session.size
             await self.discard(session)
@@ -131,10 +134,6 @@ def unknown(repository: str, upload: str) -> BlobUploadUnknown:
     """Say that there is no such session."""
     return BlobUploadUnknown(
         f"no upload {upload[:80]!r} in {repository}: it was finished, cancelled, has expired, "
-        "or belongs to another repository or proxy; start the upload again"
+        "or belongs to another repository, or to a proxy that is none of this one's neighbours; "
+        "start the upload again"
     )
-
-
-def _binding(session: str, repository: str) -> str:
-    """Ties a session to its repository in a way that outlives this process."""
-    return blake2b(repository.encode(), key=session.encode(), digest_size=8).hexdigest()

@@ -6,8 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
+import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
@@ -34,8 +35,16 @@ class Answers(Protocol):
 
 
 def repository(request: web.Request) -> str:
-    """Return the repository of the path; raise `NameInvalid`."""
-    return parse_repository(request.match_info["name"])
+    """Return the repository of the path; raise `NameInvalid`.
+
+    A slash that is written ``%2F`` separates nothing: whoever stands in front of the registry and
+    decides by the path must see the components that the registry sees.
+    """
+    name = parse_repository(request.match_info["name"])
+    path = request.rel_url.raw_path
+    if "%2" in path and not path.startswith(f"/v2/{name}/") and "%2f" in path.lower():
+        raise NameInvalid(f"the name of the repository has an encoded slash: {path[:160]!r}")
+    return name
 
 
 def parse_repository(text: str) -> str:
@@ -93,9 +102,19 @@ def page(request: web.Request, field: str, entries: list[str], n: int, **more: s
     shown = entries[:n]
     headers = {}
     if shown and len(entries) > n:
-        path = quote(request.path)
-        headers["Link"] = f'<{path}?n={n}&last={quote(shown[-1], safe="")}>; rel="next"'
-    return web.json_response({**more, field: shown}, headers=headers)
+        headers["Link"] = next_link(request, n, shown[-1])
+    body = msgspec.json.encode({**more, field: shown})
+    return web.Response(body=body, content_type="application/json", headers=headers)
+
+
+def next_link(request: web.Request, n: int, last: str) -> str:
+    """Return the Link header (RFC 8288) that leads to what follows `last`.
+
+    Everything else that the query said holds for the next page, too.
+    """
+    rest = {name: text for name, text in request.query.items() if name not in {"n", "last"}}
+    query = urlencode({"n": n, "last": last, **rest}, quote_via=quote, safe="")
+    return f'<{quote(request.path)}?{query}>; rel="next"'
 
 
 def refuse(what: str, *, allow: str) -> Answers:

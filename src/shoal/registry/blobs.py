@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``/v2/<name>/blobs/<digest>``: blobs (OCI distribution-spec, "Pulling blobs")."""
+"""``/v2/<name>/blobs/<digest>``: blobs (OCI distribution-spec, "Pulling" and "Deleting blobs")."""
 
 from __future__ import annotations
 
 from aiohttp import web
 
 from shoal.registry.base import bare, content_headers, parse_digest, repository
-from shoal.registry.ports import Reader
+from shoal.registry.ports import Reader, Writer
 from shoal.web.bodies import send_blob
 from shoal.web.conditions import not_modified
 from shoal.web.requests import deadline_of
@@ -32,3 +32,15 @@ class Blobs:
         name, digest = repository(request), parse_digest(request.match_info["digest"])
         blob = await self._reader.open_blob(name, digest, deadline_of(request))
         return await send_blob(request, blob, digest=digest, content_type=OCTETS)
+
+
+class BlobWriter:
+    """Removes blobs. They come in as uploads (`shoal.registry.uploads`)."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    async def delete(self, request: web.Request) -> web.StreamResponse:
+        name, digest = repository(request), parse_digest(request.match_info["digest"])
+        await self._writer.delete_blob(name, digest, deadline_of(request))
+        return web.Response(status=202)

@@ -6,16 +6,18 @@ Calls raise `shoal.web.failures.CallFailed` when they do not get the answer that
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, urlencode, urljoin
 
 import msgspec
 
 from shoal.model.digest import Digest
+from shoal.model.manifest import Referrer
 from shoal.model.media_types import MANIFEST_TYPES
 from shoal.store.threads import in_thread
 from shoal.web.client import Answer, HttpClient, StreamedAnswer
@@ -126,18 +128,42 @@ class RegistryClient:
     # -- manifests and tags -------------------------------------------------------------------
 
     async def put_manifest(
-        self, repository: str, reference: Digest | str, body: bytes, media_type: str
+        self,
+        repository: str,
+        reference: Digest | str,
+        body: bytes,
+        media_type: str,
+        *,
+        tags: Sequence[str] = (),
     ) -> Digest:
-        """Store a manifest under a tag or its digest; return the digest that the registry says."""
+        """Store a manifest under a tag or its digest; return the digest that the registry says.
+
+        `tags` are further names for one that is pushed by its digest. Raises `Rejected` when the
+        registry does not say that it set them all: one that does not know them ignores them.
+        """
+        query = f"?{urlencode([('tag', tag) for tag in tags])}" if tags else ""
+        url = self._url(repository, f"manifests/{reference}") + query
         answer = await self._http.call(
             "PUT",
-            self._url(repository, f"manifests/{reference}"),
+            url,
             data=body,
             headers={"Content-Type": media_type},
             deadline=self._deadline(),
             expect=(201,),
         )
+        lines = [text for name, text in answer.headers.items() if name.lower() == "oci-tag"]
+        if missing := set(tags) - {tag.strip() for tag in ",".join(lines).split(",")}:
+            detail = f"did not set the tags {', '.join(sorted(missing))}"
+            raise Rejected("PUT", url, detail, status=answer.status)
         return Digest.parse(answer.headers["Docker-Content-Digest"])
+
+    async def delete_manifest(self, repository: str, reference: Digest | str) -> None:
+        """Remove a tag, or a manifest and all tags that name it; raise `NotFound`."""
+        await self._delete(self._url(repository, f"manifests/{reference}"))
+
+    async def delete_blob(self, repository: str, digest: Digest) -> None:
+        """Remove a blob from the repository; raise `NotFound`."""
+        await self._delete(self._url(repository, f"blobs/{digest}"))
 
     async def get_manifest(self, repository: str, reference: Digest | str) -> PulledManifest:
         """Return a manifest by tag or digest; raise `Rejected` when it is not what it must be."""
@@ -155,12 +181,48 @@ class RegistryClient:
         return PulledManifest(answer.body, answer.headers["Content-Type"], found)
 
     async def tags(self, repository: str) -> list[str]:
-        """Return the tags of a repository: one page, which is all of them up to a thousand."""
+        """Return all tags of a repository."""
         url = self._url(repository, "tags/list")
-        answer = await self._http.call("GET", url, deadline=self._deadline())
-        return msgspec.json.decode(answer.body, type=_TagList).tags
+        return [tag async for page in self._pages(url) for tag in page.decode(_TagList).tags]
+
+    async def repositories(self) -> list[str]:
+        """Return the names of all repositories."""
+        url = f"{self._base}/v2/_catalog"
+        return [
+            name async for page in self._pages(url) for name in page.decode(_Names).repositories
+        ]
+
+    async def referrers(
+        self, repository: str, subject: Digest, artifact_type: str | None = None
+    ) -> list[Referrer]:
+        """Return all manifests that have this subject; of one type, if one is given."""
+        url = self._url(repository, f"referrers/{subject}")
+        wanted = None if artifact_type is None else {"artifactType": artifact_type}
+        return [
+            Referrer(
+                Digest.parse(it.digest), it.media_type, it.size, it.artifact_type, it.annotations
+            )
+            async for page in self._pages(url, wanted)
+            for it in page.decode(_Referrers).manifests
+            if artifact_type in {None, it.artifact_type}  # a registry may not know the filter
+        ]
 
     # -- requests -----------------------------------------------------------------------------
+
+    async def _pages(self, url: str, params: dict[str, str] | None = None) -> AsyncIterator[Answer]:
+        """Give the pages of a listing, as far as their Link headers lead."""
+        following: str | None = url
+        while following is not None:
+            answer = await self._http.call(
+                "GET", following, params=params, deadline=self._deadline()
+            )
+            yield answer
+            link = _NEXT.search(answer.headers.get("Link", ""))
+            # The link has all parameters that the next page needs.
+            following, params = (urljoin(self._base, link[1]) if link else None), None
+
+    async def _delete(self, url: str) -> None:
+        await self._http.call("DELETE", url, deadline=self._deadline(), expect=(202,))
 
     async def _send(
         self, method: str, url: str, source: Path | bytes, size: int, deadline: Deadline
@@ -203,6 +265,25 @@ class _TagList(msgspec.Struct):
     tags: list[str]
 
 
+class _Names(msgspec.Struct):
+    repositories: list[str]
+
+
+class _Referrer(msgspec.Struct, rename="camel"):
+    digest: str
+    media_type: str
+    size: int
+    artifact_type: str = ""
+    annotations: dict[str, str] = {}
+
+
+class _Referrers(msgspec.Struct):
+    manifests: list[_Referrer]
+
+
+_NEXT = re.compile(r'<([^>]*)>\s*;\s*rel="?next\b')
+
+
 def _finish(location: str, digest: Digest) -> str:
     return f"{location}{'&' if '?' in location else '?'}digest={digest}"
 
@@ -212,12 +293,12 @@ async def _chunks(source: Path | bytes, size: int) -> AsyncIterator[bytes]:
         for start in range(0, len(source), size):
             yield source[start : start + size]
         return
-    pieces = _read(source, size)
+    pieces = _pieces(source, size)
     while (piece := await in_thread(next, pieces, b"")) != b"":
         yield piece
 
 
-def _read(path: Path, size: int) -> Iterator[bytes]:
+def _pieces(path: Path, size: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         while piece := file.read(size):
             yield piece

@@ -8,13 +8,13 @@ through as `shoal.web.failures.CallFailed`, which the server renders as UNAVAILA
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from shoal.model.digest import Digest
 from shoal.model.errors import BlobUploadInvalid
-from shoal.model.manifest import IndexChildren
+from shoal.model.manifest import FoundManifest, IndexChildren, Referrer
 from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
 
@@ -36,13 +36,15 @@ class ClientStalled(BlobUploadInvalid):
 
 
 class Reader(Protocol):
-    """Pulling: tags, manifests and blobs."""
+    """Pulling: manifests, blobs, referrers and listings. Every read is within one repository."""
 
-    async def resolve(self, repository: str, tag: str, deadline: Deadline) -> Digest:
-        """Return the digest that the tag names now; raise `ManifestUnknown`."""
+    async def find_manifest(
+        self, repository: str, reference: Digest | str, deadline: Deadline
+    ) -> FoundManifest:
+        """Return what a tag or digest names now, without its bytes; raise `ManifestUnknown`."""
         ...
 
-    async def manifest(self, repository: str, digest: Digest, deadline: Deadline) -> bytes:
+    async def manifest(self, repository: str, found: FoundManifest, deadline: Deadline) -> bytes:
         """Return the verified bytes of a manifest; raise `ManifestUnknown`."""
         ...
 
@@ -62,6 +64,22 @@ class Reader(Protocol):
         """Return at most `n` repository names in lexical order, those after `last`."""
         ...
 
+    async def referrers(  # noqa: PLR0917 -- as the other listings have them
+        self,
+        repository: str,
+        subject: Digest,
+        artifact_type: str | None,
+        n: int,
+        last: str,
+        deadline: Deadline,
+    ) -> list[Referrer]:
+        """Return at most `n` manifests whose subject this is, by digest, those after `last`.
+
+        `artifact_type` leaves only those of that type; `last` is the text of a digest, or empty.
+        There may be none: a subject, and a repository, need not be there to be asked about.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -74,11 +92,27 @@ class Chunk:
     """How many there must be; None when the client did not say."""
 
 
-class Writer(Protocol):
-    """Pushing: upload sessions, mounts and manifests."""
+@dataclass(frozen=True, slots=True)
+class StoredManifest:
+    """A manifest that was stored."""
 
-    async def start_upload(self, repository: str) -> str:
-        """Open a session and return its id."""
+    digest: Digest
+    subject: Digest | None = None
+    """The manifest that it refers to, which need not be there."""
+    tags: tuple[str, ...] = ()
+    """The tags of ``?tag=`` that name it now."""
+    warnings: tuple[str, ...] = ()
+    """What whoever pushed it should be told (`Manifest.warnings`)."""
+
+
+class Writer(Protocol):
+    """Pushing and deleting: upload sessions, mounts, manifests, tags and blobs."""
+
+    async def start_upload(self, repository: str, algorithm: str = "sha256") -> str:
+        """Open a session for a blob whose digest will be of `algorithm`; return the session's id.
+
+        The algorithm is a hint (it is hashed while it flows); the digest of `finish` decides.
+        """
         ...
 
     async def upload_size(self, repository: str, upload: str) -> int:
@@ -108,8 +142,13 @@ class Writer(Protocol):
         """Drop a session and what it received; raise `BlobUploadUnknown`."""
         ...
 
-    async def mount(self, repository: str, digest: Digest, deadline: Deadline) -> bool:
-        """Whether the blob is stored safely already, so that it need not be sent again."""
+    async def mount(
+        self, repository: str, digest: Digest, source: str | None, deadline: Deadline
+    ) -> bool:
+        """Make a blob of `source` a member of `repository`; whether that was possible.
+
+        Without a source, any repository that the caller may read will do.
+        """
         ...
 
     async def put_manifest(
@@ -120,12 +159,29 @@ class Writer(Protocol):
         content_type: str | None,
         deadline: Deadline,
         *,
+        tags: Sequence[str] = (),
         index_children: IndexChildren | None = None,
-    ) -> Digest:
-        """Store a manifest under a tag or its digest and return the digest.
+    ) -> StoredManifest:
+        """Store a manifest under a tag, or under its digest and `tags`.
 
-        `index_children` says what an index needs of its children; None leaves it to the config.
+        `tags` come with a digest as reference only. `index_children` says what an index needs of
+        its children; None leaves it to the config.
 
         Raises `ManifestInvalid`, `DigestInvalid`, `ManifestBlobUnknown` or `Unavailable`.
+        """
+        ...
+
+    async def delete_tag(self, repository: str, tag: str, deadline: Deadline) -> None:
+        """Remove a tag, not what it names; raise `ManifestUnknown`."""
+        ...
+
+    async def delete_manifest(self, repository: str, digest: Digest, deadline: Deadline) -> None:
+        """Remove a manifest and the tags that name it; raise `ManifestUnknown`."""
+        ...
+
+    async def delete_blob(self, repository: str, digest: Digest, deadline: Deadline) -> None:
+        """Remove a blob from the repository; raise `BlobUnknown`.
+
+        Raises `Unsupported` while a manifest of the repository needs it.
         """
         ...

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from shoal.model.digest import Digest
+from shoal.model.digest import ALGORITHMS, Digest
 from shoal.model.errors import ApiError, DigestInvalid, UploadOutOfOrder
 from shoal.registry.base import (
     body_of,
@@ -20,10 +20,11 @@ from shoal.registry.base import (
     repository,
 )
 from shoal.registry.chunks import parse_chunk_range, received_range
+from shoal.registry.headers import CHUNK_MIN_LENGTH
 from shoal.registry.ports import Chunk, Writer
 from shoal.web.requests import deadline_of
 
-CHUNK_MIN_LENGTH = 1024 * 1024
+MIN_CHUNK = 1024 * 1024
 """Chunk size asked of clients that cut a blob: below it, requests cost more than their bytes.
 Smaller chunks are taken, too."""
 
@@ -38,16 +39,18 @@ class Uploads:
         """Open a session; or mount a blob; or, with ``?digest=``, take the whole blob at once."""
         name = repository(request)
         mount, whole = parameter(request, "mount"), parameter(request, "digest")
+        algorithm = _algorithm(request)
         if (source := parameter(request, "from")) is not None:
             parse_repository(source)
         if mount is not None:
             digest = parse_digest(mount)
-            if await self._writer.mount(name, digest, deadline_of(request)):
+            if await self._writer.mount(name, digest, source, deadline_of(request)):
                 return _created(name, digest)
+            algorithm = digest.algorithm
         elif whole is not None:
             return await self._take_whole(request, name, parse_digest(whole))
-        upload = await self._writer.start_upload(name)
-        headers = {"OCI-Chunk-Min-Length": str(CHUNK_MIN_LENGTH)}
+        upload = await self._writer.start_upload(name, algorithm)
+        headers = {CHUNK_MIN_LENGTH: str(MIN_CHUNK)}
         return _progress(202, name, upload, 0, headers)
 
     async def patch(self, request: web.Request) -> web.StreamResponse:
@@ -86,7 +89,7 @@ class Uploads:
     async def _take_whole(
         self, request: web.Request, name: str, digest: Digest
     ) -> web.StreamResponse:
-        upload = await self._writer.start_upload(name)
+        upload = await self._writer.start_upload(name, digest.algorithm)
         try:
             chunk = Chunk(body_of(request), size=request.content_length)
             await self._writer.finish(name, upload, digest, chunk, deadline_of(request))
@@ -109,6 +112,17 @@ class Uploads:
         size = await self._writer.upload_size(name, upload)
         error.headers.update(Location=_location(name, upload), Range=received_range(size))
         return error
+
+
+def _algorithm(request: web.Request) -> str:
+    """Return the algorithm that the digest of the blob will be of; raise `DigestInvalid`."""
+    algorithm = parameter(request, "digest-algorithm")
+    if algorithm is None:
+        return "sha256"
+    if algorithm not in ALGORITHMS:
+        known = ", ".join(ALGORITHMS)
+        raise DigestInvalid(f"digest-algorithm is {algorithm[:40]!r}; it is one of {known}")
+    return algorithm
 
 
 def _chunk(request: web.Request) -> Chunk | None:

@@ -55,7 +55,7 @@ class BlobStore:
         self._incoming = root / "incoming"
         make_dirs_durably(self._blobs)
         make_dirs_durably(self._incoming)
-        self._durable_folders: set[Path] = set()
+        self._durable_folders = _make_folders(self._blobs)
         self._lock = threading.Lock()
         self._remove_leftovers()
 
@@ -84,17 +84,19 @@ class BlobStore:
     ) -> StoredBlob:
         """Give a verified file the blob's name, its sidecars first.
 
-        `durable`: on return content, sidecars, their names and the folders above are on stable
-        storage; this is what a push may be acknowledged for. Otherwise (caches) they are in the
-        page cache only: after a power cut the blob may be missing or damaged, after a crash of the
-        process it is whole. Either way nobody sees the blob before its sidecars. On an error (disk
-        full) the blob is not there, `temp` is left to the caller, and sidecars that stay behind are
-        replaced by the next `adopt`.
+        `durable`: on return the content, the names of blob and sidecars, and the folders above are
+        on stable storage; this is what a push may be acknowledged for. The sidecars' own content
+        must be what can be made anew: after a power cut one may read as None, and each that waited
+        for the disk would make a small blob half as slow again. Without `durable` (caches) all is
+        in the page cache only: after a power cut the blob may be missing or damaged, after a crash
+        of the process it is whole. Either way nobody sees the blob before its sidecars. On an error
+        (disk full) the blob is not there, `temp` is left to the caller, and sidecars that stay
+        behind are replaced by the next `adopt`.
         """
         path = self.path(digest)
         self._make_folder(path.parent, durable=durable)
         for name, data in sidecars.items():
-            self._write_sidecar(path, name, data, durable=durable)
+            self._write_sidecar(path, name, data, durable=False)
         if durable:
             fsync_file(temp)
         size = temp.stat().st_size
@@ -172,6 +174,17 @@ class BlobStore:
             with suppress(FileNotFoundError):
                 if entry.stat(follow_symlinks=False).st_mtime < _STARTED:
                     Path(entry.path).unlink()
+
+
+def _make_folders(blobs: Path) -> set[Path]:
+    """Make the folders of the usual algorithm, on stable storage, so that no blob waits for it."""
+    above = blobs / "sha256"
+    folders = {above / f"{number:02x}" for number in range(256)}
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    fsync_dir(above)
+    fsync_dir(blobs)
+    return folders
 
 
 def _sidecar_path(path: Path, name: str) -> Path:

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from shoal.model.digest import ALGORITHMS
 from shoal.model.errors import BlobUploadUnknown, UploadConflict
 from shoal.store.writer import BlobWriter
 
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_FILE = re.compile(rf"([0-9a-f]{{32}})\.(?:{'|'.join(ALGORITHMS)})", re.ASCII)
 
 
 class UploadSession:
@@ -74,7 +76,10 @@ class UploadSession:
 
 
 class UploadSessions:
-    """The sessions of one process, each a file ``root/<id>``. May be used from any thread."""
+    """The sessions of one process, each a file ``root/<id>.<algorithm>``.
+
+    May be used from any thread.
+    """
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
@@ -82,14 +87,24 @@ class UploadSessions:
         self._sessions: dict[str, UploadSession] = {}
         self._lock = threading.Lock()
 
-    def start(self) -> str:
-        """Begin a session; return its id, which nobody can guess."""
+    def start(self, algorithm: str = "sha256") -> str:
+        """Begin a session whose bytes are hashed with `algorithm` as they come.
+
+        Returns its id, which nobody can guess. Raises `ValueError` for what is no algorithm.
+        """
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"{algorithm[:40]!r} is none of {', '.join(ALGORITHMS)}")
         session_id = uuid.uuid4().hex
-        writer = BlobWriter(self._root / session_id)
+        writer = BlobWriter(self._root / f"{session_id}.{algorithm}", algorithm)
         writer.close()
         with self._lock:
             self._sessions[session_id] = UploadSession(session_id, writer)
         return session_id
+
+    def known(self, session_id: str) -> UploadSession | None:
+        """The session if this process has it in memory already. Does not block."""
+        with self._lock:
+            return self._sessions.get(session_id)
 
     def open(self, session_id: str) -> UploadSession | None:
         """The session, or None when there is none of that id.
@@ -98,13 +113,10 @@ class UploadSessions:
         """
         if _ID.fullmatch(session_id) is None:
             return None
-        with self._lock:
-            session = self._sessions.get(session_id)
-        if session is not None:
+        if (session := self.known(session_id)) is not None:
             return session
-        try:
-            writer = BlobWriter.resume(self._root / session_id)
-        except FileNotFoundError:
+        writer = self._resume(session_id)
+        if writer is None:
             return None
         with self._lock:
             # Of two that read the file at the same time the first one's session is everybody's.
@@ -118,14 +130,17 @@ class UploadSessions:
             session = self._sessions.pop(session_id, None)
         if session is not None:
             session.end()
+        paths = self._paths(session_id) if session is None else [session.path]
+        found = session is not None
         try:
-            (self._root / session_id).unlink()
-        except FileNotFoundError:
-            return session is not None
+            for path in paths:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+                    found = True
         finally:
             if session is not None:
                 session.close()  # After the name is gone, so that nothing opens the file again.
-        return True
+        return found
 
     def expire(self, now: float, ttl: float) -> list[str]:
         """Discard sessions to which nobody wrote for `ttl` seconds; `now` is seconds of the epoch.
@@ -134,13 +149,23 @@ class UploadSessions:
         """
         expired = []
         for entry in os.scandir(self._root):
+            name = _FILE.fullmatch(entry.name)
             with suppress(FileNotFoundError):
-                if now - entry.stat().st_mtime < ttl or _ID.fullmatch(entry.name) is None:
+                if name is None or now - entry.stat().st_mtime < ttl:
                     continue
-                with self._lock:
-                    session = self._sessions.get(entry.name)
+                session = self.known(name[1])
                 if session is not None and session.busy:
                     continue
-                self.discard(entry.name)
-                expired.append(entry.name)
+                self.discard(name[1])
+                expired.append(name[1])
         return expired
+
+    def _resume(self, session_id: str) -> BlobWriter | None:
+        for path in self._paths(session_id):
+            with suppress(FileNotFoundError):
+                return BlobWriter.resume(path, path.suffix.removeprefix("."))
+        return None
+
+    def _paths(self, session_id: str) -> list[Path]:
+        """Where its file may be: the algorithm is not in the id."""
+        return [self._root / f"{session_id}.{algorithm}" for algorithm in ALGORITHMS]

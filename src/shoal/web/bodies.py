@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answer with a blob: whole or in part, from files by sendfile (RFC 9110, sections 13 and 14).
+"""Answer with a blob: whole or in parts, from files by sendfile (RFC 9110, sections 13 and 14).
 
 A body always has a Content-Length. When its source fails after the head has left, the connection is
 cut: a client must never take a short body for a whole one.
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import structlog
 from aiohttp import web
@@ -21,8 +22,8 @@ from aiohttp import web
 from shoal.model.digest import Digest
 from shoal.store.threads import in_thread, open_file
 from shoal.web import metrics
-from shoal.web.conditions import not_modified, wanted_range
-from shoal.web.ranges import content_range
+from shoal.web.conditions import not_modified, wanted_ranges
+from shoal.web.ranges import ByteRange, content_range
 from shoal.web.transmit import BodySender, body_sender
 
 STALL_TIMEOUT = 60.0
@@ -134,22 +135,70 @@ async def _answer(
     if not_modified(request, etag):
         return web.Response(status=304, headers=identity)
     headers = {**more, **identity}
-    part = wanted_range(request, etag, blob.size)
-    start, stop = (0, blob.size) if part is None else part
-    if part is not None:
-        headers["Content-Range"] = content_range(start, stop, blob.size)
-    headers["Content-Length"] = str(stop - start)
-    status = 200 if part is None else 206
-    if request.method == "HEAD" or start == stop:
+    ranges = wanted_ranges(request, etag, blob.size)
+    if ranges is None:
+        parts = [_Part(ByteRange(0, blob.size))]
+    elif len(ranges) == 1:
+        parts = [_Part(ranges[0])]
+        headers["Content-Range"] = content_range(*ranges[0], blob.size)
+    else:
+        boundary = secrets.token_hex(16)
+        parts = _multipart(ranges, blob.size, headers["Content-Type"], boundary)
+        headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+    size = sum(map(_Part.length, parts))
+    headers["Content-Length"] = str(size)
+    status = 200 if ranges is None else 206
+    if request.method == "HEAD" or size == 0:
         return web.Response(status=status, headers=headers)
     response = web.StreamResponse(status=status, headers=headers)
-    segments = blob.segments(start, stop)
-    if isinstance(segments, AsyncGenerator):
-        async with aclosing(segments):
-            await _Body(request, response, digest, stop - start).send(segments, stall_timeout)
-    else:
-        await _Body(request, response, digest, stop - start).send(segments, stall_timeout)
+    async with aclosing(_segments(blob, parts)) as segments:
+        await _Body(request, response, digest, size).send(segments, stall_timeout)
     return response
+
+
+class _Part(NamedTuple):
+    """A piece of a body: what goes before it, and the bytes of the blob."""
+
+    range: ByteRange
+    head: bytes = b""
+
+    def length(self) -> int:
+        return len(self.head) + self.range.stop - self.range.start
+
+
+def _multipart(ranges: list[ByteRange], size: int, kind: str, boundary: str) -> list[_Part]:
+    """The parts of a ``multipart/byteranges`` body (RFC 9110, section 14.6), its end included."""
+    parts = []
+    for number, part in enumerate(ranges):
+        described = f"Content-Type: {kind}\r\nContent-Range: {content_range(*part, size)}"
+        before = "\r\n" if number else ""
+        parts.append(_Part(part, f"{before}--{boundary}\r\n{described}\r\n\r\n".encode()))
+    return [*parts, _Part(ByteRange(0, 0), f"\r\n--{boundary}--\r\n".encode())]
+
+
+async def _segments(blob: Blob, parts: Iterable[_Part]) -> AsyncGenerator[Segment]:
+    """Give the parts in order; raise `SegmentsWrong` when the blob gives other bytes than asked."""
+    for part, head in parts:
+        size = left = part.stop - part.start
+        if not size:
+            yield head
+            continue
+        segments = blob.segments(part.start, part.stop)
+        try:
+            async for segment in segments:
+                left -= _length(segment)
+                if left < 0:
+                    raise SegmentsWrong(f"the source gave more than the {size} bytes asked for")
+                # With the first bytes, not before: until then, a failure has a status of its own.
+                if head:
+                    yield head
+                    head = b""  # noqa: PLW2901
+                yield segment
+        finally:
+            if isinstance(segments, AsyncGenerator):
+                await segments.aclose()
+        if left:
+            raise SegmentsWrong(f"the source gave {size - left} of the {size} bytes asked for")
 
 
 class _Body:
@@ -188,17 +237,12 @@ class _Body:
         self, segment: Segment | None, segments: AsyncIterator[Segment], sender: BodySender
     ) -> None:
         while segment is not None:
-            length = _length(segment)
-            if self._sent + length > self._size:
-                raise SegmentsWrong(f"the source gave more than the {self._size} bytes asked for")
             if isinstance(segment, FileSegment):
                 await sender.file(segment.descriptor, segment.start, segment.stop)
             else:
                 await sender.data(segment)
-            self._sent += length
+            self._sent += _length(segment)
             segment = await anext(segments, None)
-        if self._sent < self._size:
-            raise SegmentsWrong(f"the source gave {self._sent} of the {self._size} bytes asked for")
 
     def _progress(self) -> dict[str, object]:
         return {"digest": str(self._digest), "sent": self._sent, "of": self._size}

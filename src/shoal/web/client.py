@@ -7,6 +7,7 @@ No exception of the HTTP library leaves this module: see `shoal.web.failures`.
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -27,6 +28,10 @@ MAX_BODY = 16 * 1024 * 1024
 """Most bytes of an answer that `HttpClient.call` takes into memory."""
 
 READ_BUFFER = 1024 * 1024
+
+LARGE = 1024 * 1024
+"""Bytes from which a body is written to the socket in parts, so that others have their turn."""
+
 _DETAIL = 300
 
 T = TypeVar("T")
@@ -125,7 +130,7 @@ class HttpClient:
                 method,
                 _url(url, params),
                 headers=self._head(head, deadline),
-                data=data,
+                data=_in_parts(data),
                 timeout=timeout,
                 allow_redirects=False,
             ) as response:
@@ -273,6 +278,14 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
+
+
+def _in_parts(
+    data: bytes | AsyncIterator[bytes] | None,
+) -> bytes | AsyncIterator[bytes] | aiohttp.BytesIOPayload | None:
+    if isinstance(data, bytes) and len(data) >= LARGE:
+        return aiohttp.BytesIOPayload(io.BytesIO(data))
+    return data
 
 
 def _remaining(method: str, url: str, deadline: Deadline) -> float:

@@ -7,7 +7,7 @@ import re
 
 from aiohttp import web
 
-from shoal.web.ranges import ByteRange, parse_range
+from shoal.web.ranges import ByteRange, parse_ranges
 
 _ENTITY_TAG = re.compile(r'(?:W/)?("[^"]*")')
 
@@ -23,8 +23,8 @@ def not_modified(request: web.BaseRequest, etag: str) -> bool:
     return condition.strip() == "*" or etag in _ENTITY_TAG.findall(condition)
 
 
-def wanted_range(request: web.BaseRequest, etag: str, size: int) -> ByteRange | None:
-    """Return the range to send, None for the whole; raises `RangeInvalid`.
+def wanted_ranges(request: web.BaseRequest, etag: str, size: int) -> list[ByteRange] | None:
+    """Return the ranges to send, None for the whole; raises `RangeInvalid`.
 
     Range is for GET alone, and only while If-Range, if sent, names this very content.
     """
@@ -32,4 +32,4 @@ def wanted_range(request: web.BaseRequest, etag: str, size: int) -> ByteRange | 
     if request.method != "GET" or (condition is not None and condition.strip() != etag):
         return None
     lines = request.headers.getall("Range", ())
-    return parse_range(lines[0], size) if len(lines) == 1 else None
+    return parse_ranges(lines[0], size) if len(lines) == 1 else None

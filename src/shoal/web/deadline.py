@@ -32,8 +32,8 @@ class Deadline:
         cls, headers: Mapping[str, str], default: float, now: float | None = None
     ) -> Deadline:
         """The caller's deadline; `default` seconds when it sent none, or none that can be read."""
-        text = headers.get(HEADER, "")
-        if text.isascii() and text.isdigit() and len(text) <= 12:
+        text = headers.get(HEADER)
+        if text is not None and text.isascii() and text.isdigit() and len(text) <= 12:
             return cls.after(min(int(text) / 1000, LONGEST), now)
         return cls.after(default, now)
 

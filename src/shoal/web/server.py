@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -45,8 +46,11 @@ def application(
     bodies that aiohttp reads into memory (``request.read()``); streamed ones are the handler's to
     bound. `request_timeout` (seconds) is the deadline of callers that announce none.
     """
-    app = web.Application(middlewares=[_edge(service, request_timeout)], client_max_size=max_body)
-    app[IN_FLIGHT] = {}
+    running: dict[asyncio.Task[Any], web.Request] = {}
+    app = web.Application(
+        middlewares=[_edge(service, request_timeout, running)], client_max_size=max_body
+    )
+    app[IN_FLIGHT] = running
 
     async def health(_request: web.Request) -> web.Response:
         return web.Response(text="OK")
@@ -79,55 +83,58 @@ async def _missing(readiness: Readiness) -> list[str]:
         return [f"the readiness check took more than {READINESS_TIMEOUT:g} s"]
 
 
-def _edge(service: str, request_timeout: float) -> Middleware:
-    """Make the middleware around every handler: deadline, errors, metrics."""
-    in_flight = metrics.IN_FLIGHT.labels(service)
+def _edge(
+    service: str, request_timeout: float, running: dict[asyncio.Task[Any], web.Request]
+) -> Middleware:
+    """Make the middleware around every handler: deadline, errors, metrics.
+
+    It runs for every request, so what does not change is looked up once, here.
+    """
+    requests = metrics.requests_to(service)
+    verbose = log.is_enabled_for(logging.DEBUG)
+    clock = time.perf_counter
 
     @web.middleware
     async def edge(request: web.Request, handler: Handler) -> web.StreamResponse:
-        started = time.perf_counter()
+        started = clock()
         request[DEADLINE] = Deadline.from_headers(request.headers, request_timeout)
-        requests = request.config_dict[IN_FLIGHT]
         task = cast("asyncio.Task[Any]", asyncio.current_task())
-        requests[task] = request
-        in_flight.inc()
+        running[task] = request
+        requests.in_flight += 1
         status = CLIENT_GONE
         try:
-            response = await _answer(request, handler)
+            response = await handler(request)
             status = response.status
-            return response
+        except web.HTTPException as raised:
+            status = raised.status
+            if status < 400:
+                raise
+            response = answer_for(error_for(request, raised))
+        except Exception as raised:  # noqa: BLE001 the edge: whatever is raised becomes an answer
+            response = _failed(request, raised)
+            status = response.status
         finally:
-            del requests[task]
-            in_flight.dec()
-            seconds = time.perf_counter() - started
-            metrics.observe(service, _route(request), request.method, status, seconds)
-            log.debug(
-                "request",
-                method=request.method,
-                path=request.path,
-                status=status,
-                seconds=round(seconds, 4),
-            )
+            del running[task]
+            requests.in_flight -= 1
+            seconds = clock() - started
+            requests.observe(_route(request), request.method, status, seconds)
+            if verbose:
+                log.debug(
+                    "request",
+                    method=request.method,
+                    path=request.path,
+                    status=status,
+                    seconds=round(seconds, 4),
+                )
+        return response
 
     return edge
 
 
-async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except web.HTTPException as raised:
-        if raised.status < 400:
-            raise
-        return answer_for(error_for(request, raised))
-    except ConnectionError as raised:
-        if request.transport is None or request.transport.is_closing():
-            return web.Response(status=CLIENT_GONE)
-        return _failed(request, raised)
-    except Exception as raised:  # noqa: BLE001 the edge: whatever is raised becomes an answer
-        return _failed(request, raised)
-
-
 def _failed(request: web.Request, raised: Exception) -> web.Response:
+    gone = request.transport is None or request.transport.is_closing()
+    if gone and isinstance(raised, ConnectionError):
+        return web.Response(status=CLIENT_GONE)
     error = error_for(request, raised)
     what = {"method": request.method, "path": request.path, "status": error.status}
     if isinstance(error, Internal):

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from shoal.config.units import join_address, split_address
 from shoal.web.process import CannotListen, Stop, notify
 
-READ_BUFFER = 1024 * 1024
+READ_BUFFER = 256 * 1024
 """Bytes of a request's body that wait for its handler; the sender waits beyond about twice that."""
 
 KEEP_ALIVE = 75.0

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this agent has seen the build-index confirm: which repository has what.
+
+It is asked only while no build-index answers, so that a pull which has begun goes on, and what this
+host has pulled before can be pulled again. Pure, and forgotten with the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cachetools import LRUCache
+
+from shoal.model.digest import Digest
+from shoal.model.manifest import FoundManifest
+
+CAPACITY = 100_000
+"""Pairs of a repository and a blob or manifest; some 30 MB."""
+
+
+class Membership:
+    """Pairs of a repository and what it has, those that were not used for longest going first.
+
+    Blobs and manifests are kept apart, as their routes are: a blob that is a manifest elsewhere is
+    none here.
+    """
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._blobs: LRUCache[tuple[str, Digest], bool] = LRUCache(capacity)
+        self._manifests: LRUCache[tuple[str, Digest], FoundManifest] = LRUCache(capacity)
+        self._learned: LRUCache[tuple[str, Digest], bool] = LRUCache(capacity)
+
+    def confirm_blobs(self, repository: str, digests: Iterable[Digest]) -> None:
+        """The build-index said that the repository has them."""
+        for digest in digests:
+            self._blobs[repository, digest] = True
+
+    def confirm_manifest(self, repository: str, found: FoundManifest) -> None:
+        """The build-index found the manifest in the repository."""
+        self._manifests[repository, found.digest] = found
+
+    def learned(self, repository: str, manifest: Digest) -> None:
+        """All that the manifest needs was confirmed, as far as the repository has it."""
+        self._learned[repository, manifest] = True
+
+    def has_learned(self, repository: str, manifest: Digest) -> bool:
+        """Whether `learned` was called for this manifest."""
+        return self._learned.get((repository, manifest), False)
+
+    def deny_blob(self, repository: str, digest: Digest) -> None:
+        """The build-index said that the repository does not have it, or has no more."""
+        self._blobs.pop((repository, digest), None)
+
+    def deny_manifest(self, repository: str, digest: Digest) -> None:
+        """The build-index said that the repository does not have it, or has no more."""
+        self._manifests.pop((repository, digest), None)
+
+    def has_blob(self, repository: str, digest: Digest) -> bool:
+        """Whether the repository had the blob when that was last said."""
+        return self._blobs.get((repository, digest), False)
+
+    def manifest(self, repository: str, digest: Digest) -> FoundManifest | None:
+        """The manifest, if the repository had it when that was last said."""
+        return self._manifests.get((repository, digest))

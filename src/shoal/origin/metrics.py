@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators see of the sweeps of an origin."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter
+
+SWEEPS = Counter(
+    "shoal_gc_sweeps",
+    "Sweeps of this origin, dry runs apart: done; stopped, before all blobs were looked at; "
+    "refused, as too much would have gone; failed.",
+    ["outcome"],
+)
+SWEPT_BLOBS = Counter("shoal_gc_swept_blobs", "Blobs that sweeps removed from this origin.")
+SWEPT_BYTES = Counter("shoal_gc_swept_bytes", "Bytes of the blobs that sweeps removed.")
+
+for _outcome in ("done", "stopped", "refused", "failed"):
+    # What never happened yet is 0, not absent: alerts on its rate work from the first time on.
+    SWEEPS.labels(_outcome)

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making copies on the origins: an upload to the owners of a blob, and replication among them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from shoal.model.digest import Digest
+from shoal.origin.members import Members, url_of
+from shoal.origin.messages import ReplicateAnswer, ReplicateRequest
+from shoal.origin.quorum import Attempt, Placement, QuorumFailed
+from shoal.store.threads import in_thread
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed
+
+PROBE_FROM = 1024 * 1024
+"""Bytes from which an upload first asks whether the host has the blob already."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class UploadResult:
+    """How many copies were safe when the upload returned, and where."""
+
+    copies: int
+    hosts: tuple[str, ...]
+
+
+class Placing:
+    """The writing half of `shoal.origin.client.OriginCluster`."""
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self._stragglers: set[asyncio.Task[None]] = set()
+
+    async def upload(
+        self, digest: Digest, source: Path | int, size: int, *, deadline: Deadline
+    ) -> UploadResult:
+        """Send a file (path or descriptor) to the owners; return when the write quorum is safe.
+
+        The deadline must leave time for the transfer. The path may be unlinked, and the descriptor
+        closed, once this returns: the copies still being made hold the file open. Raises
+        `QuorumFailed`.
+        """
+        file = await in_thread(_hold, source)
+
+        async def send(host: str) -> None:
+            await self.send(host, digest, file, size, deadline=deadline)
+
+        try:
+            return await self.place(
+                digest, send, deadline=deadline, finished=lambda: os.close(file)
+            )
+        except QuorumFailed as failure:
+            log.warning("write quorum failed", digest=str(digest), size=size, error=failure.detail)
+            raise
+
+    async def place(
+        self,
+        digest: Digest,
+        attempt: Attempt,
+        *,
+        deadline: Deadline,
+        finished: Callable[[], None] = lambda: None,
+    ) -> UploadResult:
+        """Make a copy on each owner by `attempt`; return at the write quorum.
+
+        `finished` is called once no attempt is or will be running. Raises `QuorumFailed`.
+        """
+        placement = Placement(digest, self._members.ring(digest), attempt, self._members.config)
+        try:
+            rest = await placement.until_quorum(deadline)
+        except BaseException:
+            finished()
+            raise
+        result = UploadResult(len(placement.made), tuple(placement.made))
+        self._stragglers.add(rest)
+        rest.add_done_callback(lambda task: self._placed(task, digest, placement, finished))
+        return result
+
+    def _placed(
+        self,
+        task: asyncio.Task[None],
+        digest: Digest,
+        placement: Placement,
+        finished: Callable[[], None],
+    ) -> None:
+        self._stragglers.discard(task)
+        finished()
+        copies = len(placement.made)
+        if copies < min(self._members.config.replicas, len(self._members.config.hosts)):
+            error = None if task.cancelled() else task.exception()
+            log.warning(
+                "under-replicated",
+                digest=str(digest),
+                copies=copies,
+                wanted=self._members.config.replicas,
+                failures=[str(failure) for failure in placement.failures],
+                error=None if error is None else repr(error),
+            )
+
+    async def send(
+        self,
+        host: str,
+        digest: Digest,
+        source: Path | int,
+        size: int,
+        *,
+        deadline: Deadline,
+        kept: bool = False,
+    ) -> None:
+        """Make sure that this one host has the blob, verified and on stable storage.
+
+        `kept`: garbage collection leaves that copy alone for good. Raises `CallFailed`.
+        """
+        if size >= PROBE_FROM and await self._has(host, digest, size, deadline, kept=kept):
+            return
+        url = url_of(host, f"/internal/blobs/{digest}{'?kept=true' if kept else ''}")
+        await self._members.noting(
+            host, self._members.http.upload(url, source, size, deadline=deadline)
+        )
+
+    async def _has(
+        self, host: str, digest: Digest, size: int, deadline: Deadline, *, kept: bool
+    ) -> bool:
+        present = await self._members.sizes_on(host, [digest], deadline, keep=True, kept=kept)
+        return present.get(str(digest)) == size
+
+    async def drain(self, timeout: float) -> None:
+        """Wait for the copies still being made; end those that take longer."""
+        if not self._stragglers:
+            return
+        _, late = await asyncio.wait(self._stragglers, timeout=timeout)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+    async def ensure_copies(
+        self, digest: Digest, holders: Collection[str], *, deadline: Deadline
+    ) -> int:
+        """Have holders copy the blob to the owners that lack it; the number of copies after that.
+
+        When that leaves it below the write quorum, as owners are down, other members take it.
+        Raises `CallFailed` when no holder could be asked to copy it.
+        """
+        copies = set(holders)
+        if not copies:
+            return 0
+        ring = self._members.ring(digest)
+        own, others = ring[: self._members.config.replicas], ring[self._members.config.replicas :]
+        lacking = [host for host in own if host not in copies]
+        if lacking:
+            copies |= await self._replicate(digest, holders, lacking, deadline)
+        spare = [host for host in others if host not in copies]
+        missing = self._members.config.write_quorum - len(copies)
+        if spare and missing > 0:
+            copies |= await self._replicate(digest, holders, spare[:missing], deadline)
+        return len(copies)
+
+    async def _replicate(
+        self, digest: Digest, holders: Collection[str], to: list[str], deadline: Deadline
+    ) -> set[str]:
+        """Have the first holder that can be asked copy the blob; the hosts that it is on now."""
+        body = ReplicateRequest(to)
+        path = f"/internal/blobs/{digest}/replicate"
+        failures: list[CallFailed] = []
+        for holder in self._members.healthy_first(sorted(holders)):
+            try:
+                answer = await self._members.call(holder, "POST", path, deadline, body)
+            except CallFailed as error:
+                failures.append(error)
+                continue
+            replicated = answer.decode(ReplicateAnswer)
+            if replicated.failed:
+                log.warning("replication failed", digest=str(digest), failed=replicated.failed)
+            return set(replicated.copied)
+        raise failures[-1]
+
+
+def _hold(source: Path | int) -> int:
+    """A descriptor of our own, so that the caller may unlink or close what it gave."""
+    return (
+        os.dup(source) if isinstance(source, int) else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    )
