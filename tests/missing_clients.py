@@ -17,13 +17,20 @@ import pytest
 _COMMANDS: Final = {
     "skopeo": ("skopeo",),
     "podman": ("podman",),
+    "buildah": ("buildah",),
     "ctr": ("containerd", "ctr", "runc"),
     "docker": ("dockerd", "containerd", "runc", "docker"),
     "busybox": ("busybox",),
     "nginx": ("nginx",),
+    "redis": ("redis-server",),
 }
-_PACKAGES: Final = {"busybox": "busybox-static", "ctr": "containerd", "docker": "docker.io"}
-_NEED_ROOT: Final = {"podman", "ctr", "docker"}
+_PACKAGES: Final = {
+    "busybox": "busybox-static",
+    "ctr": "containerd",
+    "docker": "docker.io",
+    "redis": "redis-server",
+}
+_NEED_ROOT: Final = {"podman", "buildah", "ctr", "docker"}
 _PREFIX: Final = "client missing: "
 
 

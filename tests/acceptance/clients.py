@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four registry clients, each as a small class with the same two verbs: push and pull."""
+"""The registry clients, each as a small class with the same three verbs: push, pull and copy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Final, Protocol
 from urllib.parse import urlsplit
 
 from tests.acceptance.images import OCI, Content, Image
 from tests.acceptance.sandbox import Sandbox
+
+_INSECURE: Final = "--tls-verify=false"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,16 @@ class Reference:
     tag: str = "v1"
 
     def __str__(self) -> str:
-        return f"{urlsplit(self.registry).netloc}/{self.repository}:{self.tag}"
+        return f"{self.name}:{self.tag}"
+
+    @property
+    def name(self) -> str:
+        """Registry and repository, without the tag."""
+        return f"{urlsplit(self.registry).netloc}/{self.repository}"
+
+    def tagged(self, tag: str) -> Reference:
+        """Another tag of the repository."""
+        return Reference(self.registry, self.repository, tag)
 
     def at(self, registry: str) -> Reference:
         """The same tag at another registry."""
@@ -51,6 +63,10 @@ class Client(Protocol):
 
     def pull(self, reference: Reference) -> Pulled:
         """Pull what the tag names for this machine's platform, without what was pulled before."""
+        ...
+
+    def copy(self, source: Reference, target: Reference) -> None:
+        """Bring what one tag names into another repository of the same registry."""
         ...
 
 
@@ -89,20 +105,32 @@ class Skopeo:
         return folder
 
     def copy(self, source: Reference, target: Reference) -> None:
-        """Copy from one repository to another."""
-        self._copy("--all", f"docker://{source}", f"docker://{target}")
+        self._copy(f"docker://{source}", f"docker://{target}")
+
+    def sync(self, source: Reference, registry: str) -> None:
+        """Copy every tag of a repository below a path at another registry."""
+        flags = ["--all", "--src", "docker", "--dest", "docker"]
+        insecure = ["--src-tls-verify=false", "--dest-tls-verify=false"]
+        self._sandbox.run("skopeo", "sync", *flags, *insecure, source.name, registry)
+
+    def delete(self, reference: Reference) -> None:
+        """Delete the manifest that the tag names."""
+        self._sandbox.run("skopeo", "delete", _INSECURE, f"docker://{reference}")
+
+    def inspect(self, reference: Reference) -> Any:
+        """What skopeo finds about the tag, its image and its repository."""
+        return json.loads(
+            self._sandbox.run("skopeo", "inspect", _INSECURE, f"docker://{reference}")
+        )
 
     def raw(self, reference: Reference) -> bytes:
         """The bytes of the manifest that the tag names."""
-        out = self._sandbox.run(
-            "skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{reference}"
-        )
+        out = self._sandbox.run("skopeo", "inspect", "--raw", _INSECURE, f"docker://{reference}")
         return out.encode()
 
     def tags(self, reference: Reference) -> list[str]:
         """All tags of the repository."""
-        name = str(reference).rpartition(":")[0]
-        out = self._sandbox.run("skopeo", "list-tags", "--tls-verify=false", f"docker://{name}")
+        out = self._sandbox.run("skopeo", "list-tags", _INSECURE, f"docker://{reference.name}")
         tags: list[str] = json.loads(out)["Tags"]
         return tags
 
@@ -111,40 +139,99 @@ class Skopeo:
         self._sandbox.run("skopeo", "copy", "--all", *insecure, *arguments)
 
 
-class Podman:
-    """podman with storage in the sandbox, emptied before each pull."""
+class _ContainersStorage(ABC):
+    """podman or buildah, with storage in the sandbox, emptied before each pull."""
+
+    _COMMAND: ClassVar[tuple[str, ...]]
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._folders = _fresh_folders(sandbox.folder)
 
     def push(self, image: Image, reference: Reference) -> str:
-        folder = next(self._folders)
-        layout = image.write_oci(folder / "image", "pushed")
-        identity = self._run("pull", "--quiet", f"oci:{layout}:pushed")
-        digest_file = folder / "digest"
-        self._run(
-            "push", "--tls-verify=false", "--digestfile", str(digest_file), identity, str(reference)
-        )
-        return digest_file.read_text()
+        layout = image.write_oci(next(self._folders) / "image", "pushed")
+        return self.push_local(self._run("pull", "--quiet", f"oci:{layout}:pushed"), reference)
 
     def pull(self, reference: Reference | str, *, registries: Path | None = None) -> Pulled:
         self._run("rmi", "--all", "--force")
         environment = {"CONTAINERS_REGISTRIES_CONF": str(registries)} if registries else None
-        identity = self._run(
-            "pull", "--quiet", "--tls-verify=false", str(reference), environment=environment
+        return self._pulled(
+            self._run("pull", "--quiet", _INSECURE, str(reference), environment=environment)
         )
-        (image,) = json.loads(self._run("image", "inspect", identity))
-        return Pulled(image["Digest"], tuple(image["RootFS"]["Layers"]))
+
+    def copy(self, source: Reference, target: Reference) -> None:
+        self.pull(source)
+        self.push_local(str(source), target)
+
+    def push_local(self, name: str, reference: Reference) -> str:
+        """Push what is in the storage and return its digest."""
+        digest_file = next(self._folders) / "digest"
+        self._run(
+            "push", _INSECURE, "--digestfile", str(digest_file), name, f"docker://{reference}"
+        )
+        return digest_file.read_text()
+
+    def push_index(self, images: Sequence[Reference], reference: Reference) -> None:
+        """Make an index of images at the registry and push it with all of them."""
+        index = f"localhost/{next(self._folders).name}"
+        self._run("manifest", "create", index)
+        for image in images:
+            self._run("manifest", "add", _INSECURE, index, f"docker://{image}")
+        self._run("manifest", "push", "--all", _INSECURE, index, f"docker://{reference}")
+
+    @abstractmethod
+    def _pulled(self, identity: str) -> Pulled: ...
 
     def _run(self, *arguments: str, environment: dict[str, str] | None = None) -> str:
         folder = self._sandbox.folder
         return self._sandbox.run(
-            *("podman", "--storage-driver", "vfs", "--events-backend", "none"),
-            *("--root", str(folder / "storage"), "--runroot", str(folder / "runroot")),
-            *("--tmpdir", str(folder / "libpod"), *arguments),
+            *self._COMMAND,
+            *("--storage-driver", "vfs", "--root", str(folder / "storage")),
+            *("--runroot", str(folder / "runroot"), *arguments),
             environment=environment,
         )
+
+
+class Podman(_ContainersStorage):
+    """podman, without a service."""
+
+    _COMMAND = ("podman", "--events-backend", "none")
+
+    def tags(self, reference: Reference) -> list[str]:
+        """All tags of the repository."""
+        (found,) = self._search("--list-tags", reference.name)
+        tags: list[str] = found["Tags"]
+        return tags
+
+    def repositories(self, reference: Reference) -> list[str]:
+        """Names, with the registry's, of the repositories that hold the reference's name."""
+        return [found["Name"] for found in self._search(reference.name)]
+
+    def _search(self, *arguments: str) -> list[dict[str, Any]]:
+        out = self._run("search", _INSECURE, "--format", "json", *arguments)
+        found: list[dict[str, Any]] = json.loads(out)
+        return found
+
+    def _pulled(self, identity: str) -> Pulled:
+        (image,) = json.loads(self._run("image", "inspect", identity))
+        return Pulled(image["Digest"], tuple(image["RootFS"]["Layers"]))
+
+
+class Buildah(_ContainersStorage):
+    """buildah, which also makes images."""
+
+    _COMMAND = ("buildah",)
+
+    def build(self, files: dict[Path, str]) -> str:
+        """Make an image of files and the paths that they get, without running anything in it."""
+        container = self._run("from", "scratch")
+        for source, path in files.items():
+            self._run("add", container, str(source), path)
+        return self._run("commit", "--quiet", "--rm", container)
+
+    def _pulled(self, identity: str) -> Pulled:
+        image = json.loads(self._run("inspect", "--type", "image", identity))
+        return Pulled(image["FromImageDigest"], tuple(image["OCIv1"]["rootfs"]["diff_ids"]))
 
 
 class Ctr:
@@ -165,10 +252,8 @@ class Ctr:
         """Put an image into a new namespace under the reference's name, without any network."""
         namespace = next(self._namespaces)
         archive = image.write_oci_archive(next(self._folders), reference.tag)
-        base = str(reference).rpartition(":")[0]
-        self._images(
-            namespace, "import", "--all-platforms", "--no-unpack", "--base-name", base, str(archive)
-        )
+        options = ("--all-platforms", "--no-unpack", "--base-name", reference.name)
+        self._images(namespace, "import", *options, str(archive))
         return namespace
 
     def push_from(self, namespace: str, reference: Reference, local: str = "") -> None:
@@ -178,6 +263,10 @@ class Ctr:
     def pull(self, reference: Reference) -> Pulled:
         namespace = self.pull_into_new(reference, "--plain-http")
         return self.pulled(namespace, reference)
+
+    def copy(self, source: Reference, target: Reference) -> None:
+        namespace = self.pull_into_new(source, "--plain-http", "--all-platforms")
+        self.push_from(namespace, target, str(source))
 
     def pull_into_new(self, reference: Reference | str, *options: str) -> str:
         """Pull into a new namespace and return its name."""
@@ -242,6 +331,26 @@ class Docker:
             "image", "inspect", "--format", "{{json .RootFS.Layers}}", str(reference)
         )
         return Pulled(digest, tuple(json.loads(layers)))
+
+    def copy(self, source: Reference, target: Reference) -> None:
+        self.pull(source)
+        self._run("tag", str(source), str(target))
+        self._run("push", str(target))
+
+    def pull_all_tags(self, reference: Reference) -> list[str]:
+        """Pull every tag of the repository and return their names."""
+        self.forget()
+        self._run("pull", "--quiet", "--all-tags", reference.name)
+        return self._run("image", "ls", "--format", "{{.Tag}}", reference.name).split()
+
+    def manifest(self, reference: Reference) -> Any:
+        """The manifest that the tag names, as docker shows it."""
+        return json.loads(self._run("manifest", "inspect", "--insecure", str(reference)))
+
+    def push_index(self, images: Sequence[Reference], reference: Reference) -> None:
+        """Make an index of images at the registry and push it."""
+        self._run("manifest", "create", "--insecure", str(reference), *map(str, images))
+        self._run("manifest", "push", "--insecure", "--purge", str(reference))
 
     def run(self, reference: Reference | str) -> str:
         """Run the image and return what it printed."""

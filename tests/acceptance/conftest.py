@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance import daemons
-from tests.acceptance.clients import Ctr, Docker, Podman, Skopeo
+from tests.acceptance.clients import Buildah, Ctr, Docker, Podman, Skopeo
 from tests.acceptance.daemons import DaemonFailed
 from tests.acceptance.sandbox import Sandbox
 from tests.cluster import RunningCluster
@@ -52,6 +52,20 @@ def skopeo(folder: Path) -> Skopeo:
 @pytest.fixture(scope="session")
 def podman(folder: Path) -> Podman:
     return Podman(Sandbox(folder / "podman"))
+
+
+@pytest.fixture(scope="session")
+def buildah(folder: Path) -> Buildah:
+    return Buildah(Sandbox(folder / "buildah"))
+
+
+@pytest.fixture
+def library_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home for the clients that are Python packages: no one's credentials, and no HTTP proxy."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "*")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

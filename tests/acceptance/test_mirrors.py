@@ -9,6 +9,7 @@ import pytest
 
 from tests.acceptance.clients import Ctr, Docker, Podman, Pulled, Reference, Skopeo
 from tests.acceptance.images import BOTH, Image, build
+from tests.acceptance.raw import ask
 from tests.acceptance.relay import Relay
 from tests.cluster import RunningCluster
 
@@ -103,6 +104,15 @@ def test_podman_pulls_other_registries_names_from_an_agent(
     pulled = podman.pull(f"registry.example.test/{REPOSITORY}:v1", registries=config)
 
     assert pulled.diff_ids == image.host.diff_ids
+
+
+def test_an_agent_says_for_which_registry_it_answers(image: Image, cluster: RunningCluster) -> None:
+    for agent in cluster.agents:
+        url = f"{agent.registry}/v2/{REPOSITORY}/manifests/v1"
+        assert ask(f"{url}?ns=registry.example.test").headers["OCI-Namespace"] == (
+            "registry.example.test"
+        )
+        assert ask(url).body == image.top.data
 
 
 def _write_hosts(folder: Path, *, server: str, mirrors: list[str]) -> None:

@@ -11,7 +11,7 @@ from tests.acceptance.clients import Client, Reference
 from tests.acceptance.images import Image, build
 from tests.cluster import RunningCluster
 
-CLIENTS = ("skopeo", "podman", "ctr", "docker")
+CLIENTS = ("skopeo", "podman", "buildah", "ctr", "docker")
 EACH_CLIENT = [pytest.param(name, marks=pytest.mark.client(name)) for name in CLIENTS]
 
 

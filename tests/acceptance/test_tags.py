@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tag may move: whoever pulls afterwards, from any agent, gets the newer image."""
+"""Tags move, and are listed: whoever asks afterwards, at any agent, gets what is there now."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.clients import Client, Reference, Skopeo
+from tests.acceptance.clients import Client, Docker, Podman, Reference, Skopeo
 from tests.acceptance.images import build
 from tests.cluster import RunningCluster
 
 EACH_CLIENT = [
     pytest.param(name, marks=pytest.mark.client(name))
-    for name in ("skopeo", "podman", "ctr", "docker")
+    for name in ("skopeo", "podman", "buildah", "ctr", "docker")
 ]
 
 
@@ -34,12 +34,52 @@ def test_a_moved_tag_is_seen_by_the_next_pull(
     assert len(pushed) == 2
 
 
-@pytest.mark.client("skopeo")
-def test_every_tag_of_a_repository_is_listed(skopeo: Skopeo, cluster: RunningCluster) -> None:
-    image = build("listed", layer_size=1000)
-    tags = ["1.0", "1.1", "latest"]
-    for tag in tags:
-        skopeo.push(image, Reference(cluster.proxy, "listed/app", tag))
+TAGS = ["1.0", "1.1", "latest"]
 
-    for registry in (cluster.proxy, cluster.agents[0].registry):
-        assert skopeo.tags(Reference(registry, "listed/app")) == tags
+
+@pytest.fixture(scope="module")
+def listed(skopeo: Skopeo, cluster: RunningCluster) -> Reference:
+    """A repository with `TAGS`."""
+    reference = Reference(cluster.proxy, "listed/app", TAGS[-1])
+    for tag in TAGS:
+        skopeo.push(build(f"listed as {tag}", layer_size=1000), reference.tagged(tag))
+    return reference
+
+
+@pytest.fixture(params=["proxy", "agent"])
+def at(request: pytest.FixtureRequest, cluster: RunningCluster) -> str:
+    """Base URL of the proxy, then of an agent."""
+    return cluster.proxy if request.param == "proxy" else cluster.agents[1].registry
+
+
+@pytest.mark.client("skopeo")
+def test_skopeo_lists_tags_and_inspects(listed: Reference, at: str, skopeo: Skopeo) -> None:
+    assert skopeo.tags(listed.at(at)) == TAGS
+    inspected = skopeo.inspect(listed.at(at))
+    image = build("listed as latest", layer_size=1000)
+    assert inspected["Digest"] == image.digest
+    assert inspected["RepoTags"] == TAGS
+    assert inspected["Layers"] == [layer.digest for layer in image.host.layers]
+
+
+@pytest.mark.client("skopeo", "podman")
+def test_podman_lists_tags_and_repositories(listed: Reference, at: str, podman: Podman) -> None:
+    assert podman.tags(listed.at(at)) == TAGS
+    assert podman.repositories(listed.at(at)) == [listed.at(at).name]
+
+
+@pytest.mark.client("skopeo", "docker")
+def test_docker_pulls_all_tags(listed: Reference, at: str, docker: Docker) -> None:
+    assert sorted(docker.pull_all_tags(listed.at(at))) == TAGS
+
+
+@pytest.mark.client("skopeo")
+def test_skopeo_syncs_every_tag(listed: Reference, skopeo: Skopeo, cluster: RunningCluster) -> None:
+    target = Reference(cluster.proxy, "synced/app")
+    below = f"{target.name.rpartition('/')[0]}"
+
+    skopeo.sync(listed.at(cluster.agents[0].registry), below)
+
+    assert skopeo.tags(target) == TAGS
+    for tag in TAGS:
+        assert skopeo.raw(target.tagged(tag)) == skopeo.raw(listed.tagged(tag))
