@@ -222,7 +222,7 @@ async def test_a_dependency_that_never_comes_is_a_404_that_says_what_was_tried(
     manifest = image(ring)
     digest = ring.put(manifest)
     ring.remove(Digest.of(b"layer"))
-    with pytest.raises(ManifestBlobUnknown, match=r"after 4 attempts in 0\.\d s") as caught:
+    with pytest.raises(ManifestBlobUnknown, match=r"after 4 attempts in \d+\.\d s") as caught:
         await tag(index, digest, manifest)
     assert caught.value.detail == {"missing": [str(Digest.of(b"layer"))], "attempts": 4}
     # A push that fails leaves the old tag in place.

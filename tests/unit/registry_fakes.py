@@ -29,6 +29,7 @@ from shoal.model.errors import (
     UploadOutOfOrder,
 )
 from shoal.model.manifest import (
+    LARGE_REFERRERS,
     FoundManifest,
     IndexChildren,
     InvalidManifest,
@@ -171,8 +172,11 @@ class MemoryIndex:
             if isinstance(reference, Digest)
             else self.entries.get((repository, reference))
         )
-        if digest is None or (repository, digest) not in self.manifests:
+        if digest is None:
             return None
+        if (repository, digest) not in self.manifests:
+            # A tag of the trusted API may point to anything.
+            return None if digest == reference else FoundManifest(digest, "", 0)
         return self.manifests[repository, digest][0]
 
     async def has_blob(
@@ -264,7 +268,13 @@ class MemoryIndex:
             and artifact_type in {None, parsed.artifact_type}
             and str(it.digest) > last
         ]
-        return sorted(found, key=lambda it: str(it.digest))[:n]
+        characters, given = 0, []
+        for it in sorted(found, key=lambda it: str(it.digest))[:n]:
+            given.append(it)
+            characters += it.characters()
+            if characters >= LARGE_REFERRERS:
+                break
+        return given
 
     async def tags(self, repository: str, n: int, last: str, *, deadline: Deadline) -> list[str]:
         if repository not in self._names():

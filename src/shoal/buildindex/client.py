@@ -15,7 +15,7 @@ import msgspec
 from shoal.buildindex.hosts import IndexHosts, may_have_arrived
 from shoal.buildindex.lookups import (
     LOOKUP,
-    Lookups,
+    Known,
     Question,
     digest_in,
     lookup_answers,
@@ -29,9 +29,10 @@ from shoal.model.errors import (
     ManifestUnknown,
     NameUnknown,
 )
-from shoal.model.manifest import FoundManifest, IndexChildren, Referrer
+from shoal.model.manifest import LARGE_REFERRERS, FoundManifest, IndexChildren, Referrer
 from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import HostsConfig
+from shoal.web.batching import Batches
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import (
@@ -43,7 +44,11 @@ from shoal.web.failures import (
 from shoal.web.probe import silent
 
 READ_TIMEOUT = 5.0
-"""Seconds for one build-index to answer a lookup; then the next one is asked."""
+"""Seconds for one build-index to answer what needs no others; then the next one is asked."""
+
+WRITE_TIMEOUT = 8.0
+"""Seconds for one build-index to write a record, and to wait for its neighbours twice; then the
+next one is asked. A push of a manifest or tag has no such limit: it waits for what it needs."""
 
 READINESS_TIMEOUT = 2.0
 
@@ -139,21 +144,28 @@ class BuildIndexClient:
 
         return await self._hosts.first_to_have_it("POST", LOOKUP, ask, deadline)
 
-    def _lookups_at(self, host: str, *, rely: bool) -> Lookups:
-        async def send(
-            questions: Sequence[Question], deadline: Deadline
-        ) -> list[FoundManifest | bool]:
+    def _lookups_at(self, host: str, *, rely: bool) -> Batches[Question, Known]:
+        async def send(questions: Sequence[Question], deadline: Deadline) -> list[Known]:
             request = lookup_request(questions, rely=rely)
             answer = await self._hosts.call(host, "POST", LOOKUP, deadline, json=request)
             return lookup_answers(questions, answer)
 
-        return Lookups(send, host, timeout=READ_TIMEOUT)
+        return Batches(send, f"http://{host}{LOOKUP}", most=MAX_QUESTIONS, timeout=READ_TIMEOUT)
 
     # -- membership of blobs and manifests ----------------------------------------------------
 
     async def link_blob(self, repository: str, digest: Digest, *, deadline: Deadline) -> None:
         """Make the blob belong to the repository."""
-        await self._send("PUT", _path(repository, "blobs", digest), deadline=deadline)
+        path = _path(repository, "blobs", digest)
+
+        async def link(host: str, within: Deadline) -> bool | None:
+            await self._hosts.call(host, "PUT", path, within.at_most(WRITE_TIMEOUT), expect=_DONE)
+            return True
+
+        async def attempt(within: Deadline) -> bool | None:
+            return await self._hosts.first_to_have_it("PUT", path, link, within)
+
+        await self._hosts.persistently("PUT", path, attempt, deadline)
 
     async def mount_blob(
         self, repository: str, digest: Digest, source: str | None, *, deadline: Deadline
@@ -232,7 +244,8 @@ class BuildIndexClient:
     ) -> bool | None:
         """True: the build-index did it; None: there is nothing to do it to."""
         try:
-            await self._hosts.call(host, method, path, deadline, expect=_DONE, **request)
+            within = deadline.at_most(WRITE_TIMEOUT)
+            await self._hosts.call(host, method, path, within, expect=_DONE, **request)
         except NotFound as error:
             if error.code in _NOT_THERE:
                 return None
@@ -254,16 +267,22 @@ class BuildIndexClient:
         """At most `n` manifests whose subject is `subject`, sorted by digest, those after `last`.
 
         With `artifact_type`, only those of that type. `last` is the text of a digest, or empty.
+        Fewer than `n` also when their annotations have `LARGE_REFERRERS` characters or more.
         """
         path = _path(repository, "referrers", subject)
         found: list[Referrer] = []
-        while len(found) < n:
+        characters = 0
+        while len(found) < n and characters < LARGE_REFERRERS:
             params = {"n": str(n - len(found)), "last": last}
             if artifact_type is not None:
                 params["artifact_type"] = artifact_type
-            answer = await self._hosts.ask_any("GET", path, deadline, params=params)
+            answer = await self._hosts.ask_any(
+                "GET", path, deadline, within=READ_TIMEOUT, params=params
+            )
             page = answer.decode(ReferrersPage)
-            found += [_referrer(entry, answer) for entry in page.referrers]
+            entries = [_referrer(entry, answer) for entry in page.referrers]
+            found += entries
+            characters += sum(entry.characters() for entry in entries)
             if not page.more or not page.referrers:
                 break
             last = page.referrers[-1].digest
@@ -309,7 +328,8 @@ class BuildIndexClient:
         self, path: str, params: dict[str, str], host: str, deadline: Deadline
     ) -> Page | None:
         try:
-            answer = await self._hosts.call(host, "GET", path, deadline, params=params)
+            within = deadline.at_most(READ_TIMEOUT)
+            answer = await self._hosts.call(host, "GET", path, within, params=params)
         except NotFound as error:
             if error.code in _NOT_THERE:
                 return None

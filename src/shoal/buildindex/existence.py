@@ -7,6 +7,7 @@ What is not is asked for again until it is, or time is up.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
@@ -229,7 +230,7 @@ class ExistenceCheck:
                 f"{len(failures)} blob(s) of the manifest are on fewer origins than the write "
                 f"quorum of {self._quorum}, and could not be copied: "
                 f"{'; '.join(failures[:8])}; try again",
-                retry_after=round(max((wait or 0 for wait in waits), default=0)),
+                retry_after=max((math.ceil(wait or 1) for wait in waits), default=1),
             ) from (causes[0] if causes else None)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -105,11 +106,22 @@ class IndexHosts:
             raise answer
         return answer
 
-    async def ask_any(self, method: str, path: str, deadline: Deadline, **request: Any) -> Answer:
-        """The answer of the first build-index that gives one; raises `ApiError` or `CallFailed`."""
+    async def ask_any(
+        self,
+        method: str,
+        path: str,
+        deadline: Deadline,
+        *,
+        within: float = math.inf,
+        **request: Any,
+    ) -> Answer:
+        """The answer of the first build-index that gives one; raises `ApiError` or `CallFailed`.
 
-        async def ask(host: str, within: Deadline) -> Answer:
-            return await self.call(host, method, path, within, **request)
+        `within`: seconds that each of them has at most.
+        """
+
+        async def ask(host: str, share: Deadline) -> Answer:
+            return await self.call(host, method, path, share.at_most(within), **request)
 
         answer = await self.first_to_have_it(method, path, ask, deadline)
         if answer is None:

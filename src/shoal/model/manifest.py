@@ -32,6 +32,10 @@ MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_ENTRIES = 10_000
 """Layers of an image, or children of an index."""
 
+MAX_BRACKETS = 100_000
+"""Most objects and lists in a manifest. They cost far more to read than their bytes let expect: a
+million empty lists would stop all else for seconds. Counted by their brackets, also in texts."""
+
 MAX_SIZE = 2**63 - 1
 """The largest size of a descriptor: what clients keep in a signed 64-bit integer."""
 
@@ -104,6 +108,10 @@ class FoundManifest:
     """Bytes."""
 
 
+LARGE_REFERRERS = 2 * 1024 * 1024
+"""Characters of annotations at which a list of referrers is given in parts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Referrer:
     """A manifest that has another one as its subject, as the referrers list describes it."""
@@ -114,6 +122,10 @@ class Referrer:
     """Bytes."""
     artifact_type: str = ""
     annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def characters(self) -> int:
+        """How many characters its annotations have, which may be as many as fit a manifest."""
+        return sum(len(key) + len(text) for key, text in self.annotations.items())
 
 
 class _Descriptor(msgspec.Struct, rename="camel"):
@@ -152,6 +164,11 @@ def parse_manifest(body: bytes, content_type: str | None = None) -> Manifest:
         raise InvalidManifest(f"a manifest has at most {MAX_MANIFEST_BYTES} bytes, got {len(body)}")
     if body.startswith(_BOM):
         raise InvalidManifest("a manifest is JSON in UTF-8 without a byte order mark")
+    brackets = body.count(b"{") + body.count(b"[")
+    if brackets > MAX_BRACKETS:
+        raise InvalidManifest(
+            f"a manifest has at most {MAX_BRACKETS} opening brackets and braces, got {brackets}"
+        )
     try:
         document = _DECODER.decode(body)
         check_unambiguous(body, _FIELDS, _NESTED)

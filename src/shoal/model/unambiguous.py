@@ -9,7 +9,7 @@ client (CVE-2021-41190 was of this kind), so it is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -25,23 +25,22 @@ def check_unambiguous(body: bytes, fields: Collection[str], nested: Collection[s
     nesting that is too deep raises `RecursionError`.
     """
     document = _DECODER.decode(body.decode())
-    _check_case(document, fields, "")
+    folded = {field.casefold(): field for field in fields}
+    _check_case(document, folded, "")
     for name in nested:
         value = document.get(name)
         if isinstance(value, list):
             for position, entry in enumerate(value):
-                _check_case(entry, fields, f" in {name}[{position}]")
+                _check_case(entry, folded, f" in {name}[{position}]")
         elif value is not None:
-            _check_case(value, fields, f" in {name}")
+            _check_case(value, folded, f" in {name}")
 
 
-def _check_case(document: Any, fields: Collection[str], where: str) -> None:
+def _check_case(document: Any, folded: Mapping[str, str], where: str) -> None:
     for key in document:
-        if key not in fields:
-            folded = key.casefold()
-            for name in fields:
-                if name.casefold() == folded:
-                    raise Ambiguous(f"the field {key[:40]!r}{where} is to be written {name!r}")
+        field = folded.get(key.casefold(), key)
+        if key != field:
+            raise Ambiguous(f"the field {key[:40]!r}{where} is to be written {field!r}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class OriginCluster(Placing):
         wanted = list(dict.fromkeys(digests))
         own = {digest: self.owners(digest) for digest in wanted}
 
-        async def ask(host: str, batch: Sequence[Digest]) -> dict[str, int]:
+        async def ask(host: str, batch: Sequence[Digest]) -> dict[Digest, int]:
             return await self._members.sizes_on(host, batch, deadline, keep=keep)
 
         census = Census(ask, quorum=self._members.config.write_quorum, linger=LINGER)
@@ -165,7 +165,11 @@ class OriginCluster(Placing):
             _check(located.metainfo, digest, host)
             return located
 
-        poll = await self._members.poll(digest, ask, lambda poll: LINGER if poll.found else None)
+        poll = await self._members.poll(
+            digest,
+            lambda host: self._members.noting(host, ask(host)),
+            lambda poll: LINGER if poll.found else None,
+        )
         if not poll.found:
             if poll.unasked:
                 raise _could_not_ask(digest, poll)
@@ -199,7 +203,10 @@ class OriginCluster(Placing):
             return bytes(body)
 
         poll = await self._members.poll(
-            digest, ask, lambda poll: 0.0 if poll.found else None, stagger=HEDGE_AFTER
+            digest,
+            lambda host: self._members.noting(host, ask(host)),
+            lambda poll: 0.0 if poll.found else None,
+            stagger=HEDGE_AFTER,
         )
         if poll.found:
             return next(iter(poll.found.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from shoal.model.digest import Digest
@@ -13,12 +14,15 @@ from shoal.origin.poll import Poll
 from shoal.ring.config import OriginsConfig
 from shoal.ring.health import Health
 from shoal.ring.rendezvous import owners
+from shoal.web.batching import Batches
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Unreachable
 
 ASK_TIMEOUT = 5.0
 """Seconds for the answer to a small question."""
+
+STAT = "/internal/blobs/stat"
 
 T = TypeVar("T")
 
@@ -30,6 +34,16 @@ class Members:
         self.http = http
         self.config = config
         self.health = Health()
+        self._stats = {
+            (host, keep): Batches[Digest, int | None](
+                partial(self._sizes_at, host, keep),
+                url_of(host, STAT),
+                most=MAX_STAT_DIGESTS,
+                timeout=ASK_TIMEOUT,
+            )
+            for host in self.hosts
+            for keep in (False, True)
+        }
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -65,7 +79,8 @@ class Members:
     ) -> Poll[T]:
         """Ask the owners, and when that was not enough (`Poll.ask`), the other members.
 
-        `besides` is a member that is known not to have the blob.
+        `besides` is a member that is known not to have the blob. A host that was overtaken is noted
+        as failed; the rest of what calls come to is noted by `question`, which makes them.
         """
         poll: Poll[T] = Poll()
         if besides in self.hosts:
@@ -75,42 +90,43 @@ class Members:
         for group in (members[:replicas], members[replicas:]):
             hosts = [host for host in group if host != besides]
             if hosts and enough(poll) is None:
-                await poll.ask(
-                    hosts,
-                    lambda host: self.noting(host, question(host)),
-                    enough=enough,
-                    stagger=stagger,
-                )
+                await poll.ask(hosts, question, enough=enough, stagger=stagger)
+        for host in poll.overtaken:
+            self.health.failed(host, time.monotonic())
         return poll
 
     async def size_on(
         self, host: str, digest: Digest, deadline: Deadline, *, keep: bool = False
     ) -> int:
-        """The blob's size on one host; raises `NotFound` when it is not there."""
-        present = await self.sizes_on(host, [digest], deadline, keep=keep)
-        size = present.get(str(digest))
+        """The blob's size on one member; raises `NotFound` when it is not there."""
+        soon = deadline.at_most(ASK_TIMEOUT)
+        size = await self._stats[host, keep].ask(digest, soon)
         if size is None:
-            raise NotFound("POST", url_of(host, "/internal/blobs/stat"), f"no {digest}")
+            raise NotFound("POST", url_of(host, STAT), f"no {digest}")
         return size
 
     async def sizes_on(
-        self,
-        host: str,
-        digests: Sequence[Digest],
-        deadline: Deadline,
-        *,
-        keep: bool = False,
-        kept: bool = False,
-    ) -> dict[str, int]:
-        """Sizes of those blobs that are on one host; `keep` and `kept` as in `StatRequest`."""
-        present: dict[str, int] = {}
+        self, host: str, digests: Sequence[Digest], deadline: Deadline, *, keep: bool = False
+    ) -> dict[Digest, int]:
+        """Sizes of those blobs that are on one member; `keep` as in `StatRequest`."""
+        present: dict[Digest, int] = {}
         for start in range(0, len(digests), MAX_STAT_DIGESTS):
-            batch = digests[start : start + MAX_STAT_DIGESTS]
-            body = StatRequest([str(digest) for digest in batch], keep, kept)
+            part = digests[start : start + MAX_STAT_DIGESTS]
             soon = deadline.at_most(ASK_TIMEOUT)
-            answer = await self.call(host, "POST", "/internal/blobs/stat", soon, body)
-            present |= answer.decode(StatAnswer).present
+            sizes = await self._stats[host, keep].ask_all(part, soon)
+            present |= {d: size for d, size in zip(part, sizes, strict=True) if size is not None}
         return present
+
+    async def _sizes_at(
+        self, host: str, keep: bool, digests: Sequence[Digest], deadline: Deadline
+    ) -> list[int | None]:
+        present = await self.stat(host, StatRequest([*map(str, digests)], keep), deadline)
+        return [present.get(str(digest)) for digest in digests]
+
+    async def stat(self, host: str, request: StatRequest, deadline: Deadline) -> dict[str, int]:
+        """Ask any host in a request of its own; sizes by the digests' text."""
+        answer = await self.call(host, "POST", STAT, deadline.at_most(ASK_TIMEOUT), request)
+        return answer.decode(StatAnswer).present
 
     async def call(
         self, host: str, method: str, path: str, deadline: Deadline, body: object = None

@@ -13,7 +13,7 @@ import structlog
 
 from shoal.model.digest import Digest
 from shoal.origin.members import Members, url_of
-from shoal.origin.messages import ReplicateAnswer, ReplicateRequest
+from shoal.origin.messages import ReplicateAnswer, ReplicateRequest, StatRequest
 from shoal.origin.quorum import Attempt, Placement, QuorumFailed
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
@@ -130,7 +130,8 @@ class Placing:
     async def _has(
         self, host: str, digest: Digest, size: int, deadline: Deadline, *, kept: bool
     ) -> bool:
-        present = await self._members.sizes_on(host, [digest], deadline, keep=True, kept=kept)
+        request = StatRequest([str(digest)], keep=True, kept=kept)
+        present = await self._members.stat(host, request, deadline)
         return present.get(str(digest)) == size
 
     async def drain(self, timeout: float) -> None:

@@ -26,6 +26,9 @@ class Poll(Generic[T]):
         self.unasked: dict[str, CallFailed] = {}
         """Hosts that could not be asked, and why."""
 
+        self.overtaken: list[str] = []
+        """Hosts that were still silent after `stagger` seconds, when others had said enough."""
+
     async def ask(
         self,
         hosts: Sequence[str],
@@ -40,11 +43,12 @@ class Poll(Generic[T]):
         `CallFailed` (could not be asked). `enough` is called after each answer: None to go on, or
         the seconds that the hosts still being asked may take. With `stagger`, the next host is
         asked only when one has answered without having it, or is silent for that many seconds;
-        without it, all at once. No question is left under way.
+        without it, all at once. No call of `question` is left waiting.
         """
         clock = asyncio.get_running_loop().time
         waiting = deque(hosts)
         asking: dict[asyncio.Future[T], str] = {}
+        started: dict[str, float] = {}
         next_start = clock()
         until: float | None = None
         try:
@@ -52,7 +56,8 @@ class Poll(Generic[T]):
                 while waiting and until is None and (not asking or clock() >= next_start):
                     host = waiting.popleft()
                     asking[asyncio.ensure_future(question(host))] = host
-                    next_start = clock() + stagger
+                    started[host] = clock()
+                    next_start = started[host] + stagger
                 if not asking:
                     return
                 wake = until if until is not None else next_start if waiting else None
@@ -67,6 +72,9 @@ class Poll(Generic[T]):
                 patience = enough(self)
                 if patience is not None:
                     until = min(until or clock() + patience, clock() + patience)
+            if stagger:
+                late = clock() - stagger
+                self.overtaken += [host for host in asking.values() if started[host] <= late]
         finally:
             for task in asking:
                 task.cancel()

@@ -10,8 +10,8 @@ from shoal.model.digest import Digest
 from shoal.origin.poll import Poll
 from shoal.web.failures import CallFailed, Unreachable
 
-AskBatch = Callable[[str, Sequence[Digest]], Awaitable[Mapping[str, int]]]
-"""Asks one host for digests: the sizes of those that are there, by the digest's text."""
+AskBatch = Callable[[str, Sequence[Digest]], Awaitable[Mapping[Digest, int]]]
+"""Asks one host for digests: the sizes of those that are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,9 @@ class Census:
         for host in sorted(batches.keys() - poll.found.keys() - poll.unasked.keys()):
             self._unasked[host] = Unreachable("POST", host, "silent when the others had answered")
 
-    def _note(self, host: str, asked: Sequence[Digest], present: Mapping[str, int]) -> None:
+    def _note(self, host: str, asked: Sequence[Digest], present: Mapping[Digest, int]) -> None:
         for digest in asked:
-            size = present.get(str(digest))
+            size = present.get(digest)
             if size is not None:
                 self.sizes.setdefault(digest, size)
                 self._copies.setdefault(digest, set()).add(host)

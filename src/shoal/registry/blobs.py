@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from shoal.model.errors import Unsupported
 from shoal.registry.base import bare, content_headers, parse_digest, repository
 from shoal.registry.ports import Reader, Writer
 from shoal.web.bodies import send_blob
@@ -42,5 +43,9 @@ class BlobWriter:
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         name, digest = repository(request), parse_digest(request.match_info["digest"])
-        await self._writer.delete_blob(name, digest, deadline_of(request))
+        try:
+            await self._writer.delete_blob(name, digest, deadline_of(request))
+        except Unsupported as error:
+            error.headers["Allow"] = "GET, HEAD"
+            raise
         return web.Response(status=202)

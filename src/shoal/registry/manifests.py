@@ -50,6 +50,11 @@ class Manifests:
     async def _find(self, request: web.Request) -> tuple[FoundManifest, Mapping[str, str]]:
         name, wanted = repository(request), _existing(request)
         found = await self._reader.find_manifest(name, wanted, deadline_of(request))
+        if not found.media_type:
+            raise ManifestUnknown(
+                f"the tag {wanted} of {name} points to {found.digest}, which is no manifest of it",
+                detail={"reference": str(wanted), "digest": str(found.digest)},
+            )
         return found, content_headers(found.digest, found.size, found.media_type)
 
 

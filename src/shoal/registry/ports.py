@@ -76,7 +76,9 @@ class Reader(Protocol):
         """Return at most `n` manifests whose subject this is, by digest, those after `last`.
 
         `artifact_type` leaves only those of that type; `last` is the text of a digest, or empty.
-        There may be none: a subject, and a repository, need not be there to be asked about.
+        There may be none: a subject, and a repository, need not be there to be asked about. There
+        are fewer than `n` at the end of the list, and when their annotations together have at least
+        `shoal.model.manifest.LARGE_REFERRERS` characters: those of one can fill a manifest.
         """
         ...
 

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from shoal.model.digest import Digest
-from shoal.model.manifest import Referrer
+from shoal.model.manifest import LARGE_REFERRERS, Referrer
 from shoal.model.media_types import OCI_INDEX
 from shoal.registry.base import next_link, page_of, parameter, parse_digest, repository
 from shoal.registry.headers import FILTERS_APPLIED
@@ -17,7 +17,7 @@ from shoal.registry.ports import Reader
 from shoal.web.deadline import Deadline
 from shoal.web.requests import deadline_of
 
-PAGE_BYTES = 2 * 1024 * 1024
+PAGE_BYTES = LARGE_REFERRERS
 """A page ends at about this many bytes: clients take a list of 4 MiB, and annotations can be as
 large as a manifest. A page has one entry at least."""
 
@@ -37,7 +37,7 @@ class Referrers:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         name, subject = repository(request), parse_digest(request.match_info["digest"])
-        wanted = parameter(request, "artifactType")
+        wanted = parameter(request, "artifactType") or None
         n, last = page_of(request)
         if last:
             parse_digest(last)
@@ -64,7 +64,8 @@ class Referrers:
     ) -> tuple[list[Referrer], bool]:
         """Return the entries of a page and whether more follow.
 
-        They are asked for in batches, so that no more is held than about twice what a page takes.
+        They are asked for in batches, which the reader ends where they are large, so that no more
+        is held than a few times what a page takes.
         """
         entries: list[Referrer] = []
         used, batch = 0, _FIRST_BATCH
@@ -77,7 +78,7 @@ class Referrers:
                     return entries, True
                 entries.append(entry)
                 used += size
-            if len(found) < ask:
+            if not found or (len(found) < ask and used < PAGE_BYTES):
                 return entries, False
             last = str(entries[-1].digest)
             batch = max(1, min(n, (PAGE_BYTES - used) * len(entries) // used))

@@ -97,6 +97,7 @@ class HttpClient:
         self._connect_timeout = connect_timeout
         self._limit_per_host = limit_per_host
         self._session: aiohttp.ClientSession | None = None
+        self._closed = False
 
     async def call(
         self,
@@ -229,12 +230,15 @@ class HttpClient:
         return answer
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, for good: calls under way and later ones are `Unreachable`."""
+        self._closed = True
         if self._session is not None:
             await self._session.close()
             self._session = None
 
     def _open(self) -> aiohttp.ClientSession:
+        if self._closed:
+            raise aiohttp.ClientConnectionError("this process has closed its HTTP client")
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import math
 
 import msgspec
 from aiohttp import web
@@ -63,7 +64,7 @@ def error_for(request: web.Request, raised: Exception) -> ApiError:
 
 def _upstream(request: web.Request, failed: CallFailed) -> ApiError:
     if isinstance(failed, Overloaded):
-        return Unavailable(str(failed), retry_after=int(failed.retry_after or 1))
+        return Unavailable(str(failed), retry_after=max(1, math.ceil(failed.retry_after or 1)))
     if not isinstance(failed, Unreachable) and failed.status is not None:
         return BadGateway(str(failed))
     if deadline_of(request).expired:

@@ -13,7 +13,7 @@ from shoal.buildindex.client import BuildIndexClient
 from shoal.buildindex.messages import MAX_QUESTIONS
 from shoal.model.digest import Digest
 from shoal.model.errors import ManifestBlobUnknown, NameUnknown, Unsupported
-from shoal.model.manifest import FoundManifest, Referrer
+from shoal.model.manifest import LARGE_REFERRERS, FoundManifest, Referrer
 from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import HostsConfig
 from shoal.web.client import Answer, HttpClient
@@ -48,9 +48,12 @@ class FakeHttp(HttpClient):
         super().__init__(user_agent="test")
         self.hosts = {f"{name}:{name[1:]}": host for name, host in hosts.items()}
         self.requests: list[Request] = []
+        self.granted: list[float] = []
+        """Seconds that each of them had."""
 
     async def call(self, method: str, url: str, *, deadline: Deadline, **request: Any) -> Answer:
         assert not deadline.expired
+        self.granted.append(deadline.remaining())
         parsed = URL(url, encoded=True).update_query(request.get("params") or {})
         asked = Request(
             f"{parsed.host}:{parsed.port}",
@@ -368,6 +371,45 @@ async def test_referrers_are_read_page_by_page_up_to_the_number_wanted() -> None
         {"n": "3", "last": "", "artifact_type": "application/sbom"},
         {"n": "1", "last": str(Digest.of(b"2")), "artifact_type": "application/sbom"},
     ]
+
+
+async def test_referrers_with_large_annotations_are_given_in_parts() -> None:
+    large = {"x": "x" * (LARGE_REFERRERS // 2)}
+    http = FakeHttp(
+        b1=lambda _: {
+            "referrers": [{**referrer(b"%d" % len(http.requests)), "annotations": large}],
+            "more": True,
+        }
+    )
+    found = await client(http).referrers(
+        "team/app", DIGEST, artifact_type=None, n=100, last="", deadline=soon()
+    )
+    assert len(found) == len(http.requests) == 2
+
+
+async def test_no_list_and_no_small_write_waits_long_for_a_build_index_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shoal.buildindex.client.READ_TIMEOUT", 0.2)
+    monkeypatch.setattr("shoal.buildindex.client.WRITE_TIMEOUT", 0.3)
+    calls: list[Callable[[BuildIndexClient, Deadline], Awaitable[object]]] = [
+        lambda index, deadline: index.tags("team/app", deadline=deadline),
+        lambda index, deadline: index.repositories(deadline=deadline),
+        lambda index, deadline: index.referrers(
+            "team/app", DIGEST, artifact_type=None, n=1, last="", deadline=deadline
+        ),
+        lambda index, deadline: index.link_blob("team/app", LAYER, deadline=deadline),
+        lambda index, deadline: index.mount_blob("team/app", LAYER, None, deadline=deadline),
+        lambda index, deadline: index.delete_tag("team/app", "v1", deadline=deadline),
+        lambda index, deadline: index.delete_manifest("team/app", DIGEST, deadline=deadline),
+        lambda index, deadline: index.delete_blob("team/app", LAYER, deadline=deadline),
+    ]
+    for call in calls:
+        http = FakeHttp(b1=refused)
+        with pytest.raises(CallFailed):
+            await call(client(http), Deadline.after(60))
+        assert http.granted
+        assert max(http.granted) <= 0.3
 
 
 async def test_referrers_end_where_the_list_ends() -> None:

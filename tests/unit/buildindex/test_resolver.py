@@ -111,8 +111,9 @@ async def test_blobs_that_cannot_be_brought_to_the_write_quorum_refuse_the_tag(
     manifest = image(origins, hosts={"o1"})
     origins.put(manifest)
     origins.repair_fails = True
-    with pytest.raises(Unavailable, match="write quorum"):
+    with pytest.raises(Unavailable, match="write quorum") as refused:
         await resolve(origins, manifest)
+    assert int(refused.value.headers["Retry-After"]) >= 1
 
 
 async def test_bytes_that_do_not_match_the_digest_are_refused(origins: FakeOrigins) -> None:

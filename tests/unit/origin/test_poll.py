@@ -63,6 +63,7 @@ async def test_the_first_that_has_it_is_enough() -> None:
     poll: Poll[int] = Poll()
     await poll.ask(HOSTS, hosts.ask, enough=first)
     assert poll.found == {"b:1": 2}
+    assert poll.overtaken == []
     assert hosts.running == 0
 
 
@@ -101,6 +102,7 @@ async def test_staggered_asks_the_next_host_as_well_when_one_is_silent() -> None
     await poll.ask(HOSTS, hosts.ask, enough=first, stagger=0.01)
     assert poll.found == {"b:1": 2}
     assert hosts.asked == ["a:1", "b:1"]
+    assert poll.overtaken == ["a:1"]
 
 
 async def test_no_question_outlives_a_cancelled_caller() -> None:

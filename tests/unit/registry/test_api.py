@@ -442,12 +442,26 @@ async def test_a_deleted_manifest_takes_its_tags_along(client: Client, registry:
     assert await code(await client.delete(path)) == (404, "MANIFEST_UNKNOWN")
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_a_tag_of_what_is_no_manifest_is_not_served_as_one(
+    client: Client, registry: Registry, method: str
+) -> None:
+    digest = registry.hold(b"HTTP/1.1 200 OK\r\n\r\n", NAME)
+    registry.index.entries[NAME, "file"] = digest
+    answer = await client.request(method, f"/v2/{NAME}/manifests/file")
+    assert answer.status == 404
+    if method == "GET":
+        assert await code(answer) == (404, "MANIFEST_UNKNOWN")
+
+
 async def test_a_blob_is_deleted_when_no_manifest_needs_it(
     client: Client, registry: Registry
 ) -> None:
     body = await push_image(client, registry)
     path = f"/v2/{NAME}/blobs/{DIGEST}"
-    assert await code(await client.delete(path)) == (405, "UNSUPPORTED")
+    refused = await client.delete(path)
+    assert await code(refused) == (405, "UNSUPPORTED")
+    assert refused.headers["Allow"] == "GET, HEAD"
     assert (await client.get(path)).status == 200
     assert (await client.delete(f"/v2/{NAME}/manifests/{Digest.of(body)}")).status == 202
     assert (await client.delete(path)).status == 202

@@ -133,6 +133,13 @@ async def test_large_annotations_make_small_pages(client: Client, registry: Regi
     assert all(len(page) <= 2 for page in pages)
 
 
+async def test_an_empty_filter_is_none(client: Client, registry: Registry) -> None:
+    await refer(client, registry)
+    answer = await client.get(PATH, params={"artifactType": ""})
+    assert len(json.loads(await answer.read())["manifests"]) == 1
+    assert "OCI-Filters-Applied" not in answer.headers
+
+
 async def test_a_few_hundred_referrers_fit_into_one_page(
     client: Client, registry: Registry
 ) -> None:

@@ -54,6 +54,25 @@ def soon() -> Deadline:
     return Deadline.after(SOON)
 
 
+async def test_a_call_under_way_ends_when_the_client_is_closed_and_is_not_sent_again() -> None:
+    heads: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def silent(wire: Wire) -> None:
+        heads.put_nowait(await wire.head_of_request())
+        await wire.reader.read()
+
+    http = HttpClient(user_agent="shoal-test")
+    async with acting(silent) as url:
+        call = asyncio.create_task(http.call("POST", url, json={}, deadline=soon()))
+        await heads.get()
+        await http.close()
+        with pytest.raises(Unreachable):
+            await call
+        with pytest.raises(Unreachable, match="closed its HTTP client"):
+            await http.call("POST", url, json={}, deadline=soon())
+    assert heads.empty()
+
+
 async def echo(request: web.Request) -> web.StreamResponse:
     return web.json_response(
         {

@@ -70,6 +70,12 @@ ERRORS: list[tuple[Exception, int, str, str]] = [
         "UNAVAILABLE",
         "full",
     ),
+    (
+        Overloaded("GET", "http://o/x", "soon", status=429, retry_after=0.2),
+        503,
+        "UNAVAILABLE",
+        "soon",
+    ),
     (Stalled("no byte came"), 408, "REQUEST_TIMEOUT", "no byte came"),
     (TimeoutError(), 504, "UNAVAILABLE", "GET /x was not done in time"),
     (OSError(errno.ENOSPC, "No space"), 503, "UNAVAILABLE", "disk of x is full"),
@@ -94,7 +100,9 @@ async def test_what_a_handler_raises_becomes_the_specs_error_body(
         tracebacks = [log for log in logs if log.get("exc_info")]
         assert len(tracebacks) == (1 if status == 500 else 0)
         if isinstance(error, Overloaded):
-            assert reply.headers["retry-after"] == "7"
+            assert reply.headers["retry-after"] == ("7" if error.retry_after == 7 else "1")
+        elif status in {502, 503, 504}:
+            assert int(reply.headers["retry-after"]) >= 1
         assert (await http.ask("GET", "/health")).status == 200
 
 
