@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import os
 import random
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
@@ -190,8 +191,15 @@ class Puppet:
         self._decoder = Decoder()
 
     @classmethod
-    async def dial(cls, host: Host, *, peer: PeerInfo | None = None, greet: bool = True) -> Puppet:
-        reader, writer = await asyncio.open_connection(host.peer.host, host.peer.port)
+    async def dial(
+        cls,
+        host: Host,
+        *,
+        peer: PeerInfo | None = None,
+        greet: bool = True,
+        security: ssl.SSLContext | None = None,
+    ) -> Puppet:
+        reader, writer = await asyncio.open_connection(host.peer.host, host.peer.port, ssl=security)
         puppet = cls(reader, writer, peer or PeerInfo(new_peer_id(), "127.0.0.1", 1))
         if greet:
             puppet.say(Hello(VERSION, puppet.peer))
@@ -261,7 +269,7 @@ class Puppet:
         self.writer.close()
         try:
             await self.writer.wait_closed()
-        except ConnectionError:
+        except OSError:
             return
 
 

@@ -228,6 +228,16 @@ async def test_what_is_not_there_is_a_404_and_what_is_no_digest_a_400(
         assert (await answer.json())["errors"][0]["code"] == "DIGEST_INVALID"
 
 
+async def test_generic_blobs_are_not_for_the_runtime_which_has_only_what_its_repositories_have(
+    cluster: RunningCluster, http: aiohttp.ClientSession
+) -> None:
+    agent = cluster.agents[0]
+    digest = await upload(http, cluster, os.urandom(1000))
+    async with http.get(f"{agent.registry}/namespace/team%2Fblobs/blobs/{digest}") as answer:
+        assert answer.status == 404
+        assert (await answer.json())["errors"][0]["code"] == "NOT_FOUND"
+
+
 async def test_an_agent_takes_no_pushes(
     cluster: RunningCluster, http: aiohttp.ClientSession
 ) -> None:

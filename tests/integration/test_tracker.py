@@ -215,6 +215,7 @@ DIGEST = f"sha256:{'0' * 64}"
         ("/announce", {"peer": PEER, "blobs": [{"digest": "x"}]}, 400, "DIGEST_INVALID"),
         ("/announce", {"peer": {**PEER, "host": "::"}, "blobs": []}, 400, "BAD_REQUEST"),
         ("/leave", {"peer_id": "x"}, 400, "BAD_REQUEST"),
+        ("/leave", {"peer_id": "0" * 32, "digests": ["*"]}, 400, "DIGEST_INVALID"),
         ("/elsewhere", {}, 404, "NOT_FOUND"),
     ],
 )

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from shoal.config.units import (
     format_bytes,
     format_duration,
+    format_rate,
     join_address,
     parse_bytes,
     parse_duration,
+    parse_rate,
     split_address,
 )
 
@@ -95,3 +97,22 @@ def test_addresses_are_split_and_joined(text: str, parts: tuple[str, int]) -> No
 def test_other_addresses_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"host"):
         split_address(text)
+
+
+@pytest.mark.parametrize(
+    "text, rate",
+    [("0", 0.0), ("100MB/s", 1e8), ("1.5GiB/s", 1.5 * 2**30), (" 500 KB/s ", 500_000.0)],
+)
+def test_rates_with_units_are_read(text: str, rate: float) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "5", "0/s", "100MB", "100MB/m", "100Mbit/s", "-1MB/s", "/s"])
+def test_other_rates_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="100MB/s"):
+        parse_rate(text)
+
+
+@given(st.integers(0, 2**50))
+def test_a_rate_reads_back_as_it_was_written(rate: int) -> None:
+    assert parse_rate(format_rate(float(rate))) == rate

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.swarm.pace import Pace
+from shoal.swarm.pace import Intake, Pace
 
 MIB = 1 << 20
 
@@ -61,11 +61,47 @@ def test_a_peer_stalls_when_bytes_are_due_and_none_come() -> None:
 def test_silence_counts_from_the_first_piece_asked_for_after_a_pause() -> None:
     it = pace()
     it.asked(MIB, 0.0)
-    it.completed(MIB, 0.1)
+    it.dropped(MIB)
     it.asked(MIB, 100.0)
     it.asked(MIB, 103.0)
     assert not it.stalled(104.0)
     assert it.stalled(104.5)
+
+
+def test_who_was_quick_is_given_up_sooner_but_never_within_a_second() -> None:
+    it = pace()
+    it.asked(MIB, 0.0)
+    it.completed(MIB, 0.01)
+    it.asked(MIB, 100.0)
+    assert not it.stalled(101.0)
+    assert it.stalled(101.1)
+    it.completed(MIB, 2.0)
+    it.asked(MIB, 200.0)
+    assert not it.stalled(202.0)
+    assert it.stalled(202.1)
+
+
+def test_another_piece_takes_longer_the_more_are_due() -> None:
+    it = pace()
+    assert it.expected == 0
+    it.asked(MIB, 0.0)
+    it.completed(MIB, 0.4)
+    assert it.expected == pytest.approx(0.4)
+    it.asked(MIB, 1.0)
+    it.asked(MIB, 1.0)
+    assert it.expected == pytest.approx(1.2)
+    it.dropped(MIB)
+    assert it.expected == pytest.approx(0.8)
+
+
+def test_a_host_asks_for_so_many_pieces_in_advance_and_no_more() -> None:
+    intake = Intake(ahead=2)
+    intake.asked()
+    assert intake.room()
+    intake.asked()
+    assert not intake.room()
+    intake.settled()
+    assert intake.room()
 
 
 def test_a_peer_that_stalls_again_and_again_is_left_alone_for_longer_each_time() -> None:

@@ -29,31 +29,76 @@ def picker(count: int, have: Iterable[int] = (), *, window: int = 4) -> Picker:
 # -- in examples
 
 
-def test_pieces_behind_a_reader_come_in_order_and_then_the_rarest() -> None:
+def test_pieces_behind_a_reader_come_before_others_and_of_each_the_rarest_first() -> None:
     p = picker(12)
     p.add_peer("ann", bitset.full(12), seed=False)
-    p.add_peer("bob", of(set(range(12)) - {10}), seed=False)
+    p.add_peer("bob", of(set(range(12)) - {4, 10}), seed=False)
     p.set_reader("r", 2)
-    assert [p.pick("ann", 0.0) for _ in range(5)] == [2, 3, 4, 5, 10]
+    asked = [p.pick("ann", 0.0) for _ in range(5)]
+    assert asked[0] == 4
+    assert set(asked[1:4]) == {2, 3, 5}
+    assert asked[4] == 10
 
 
 def test_the_window_begins_at_the_first_missing_piece_behind_the_reader() -> None:
     p = picker(20, have=range(3, 7))
     p.add_peer("ann", bitset.full(20), seed=False)
     p.set_reader("r", 3)
-    assert [p.pick("ann", 0.0) for _ in range(4)] == [7, 8, 9, 10]
+    assert {p.pick("ann", 0.0) for _ in range(4)} == {7, 8, 9, 10}
 
 
 def test_the_window_moves_with_the_reader() -> None:
     p = picker(100)
     p.add_peer("ann", bitset.full(100), seed=False)
+    for reader, position in (("r", 0), ("r", 50), ("other", 90)):
+        p.set_reader(reader, position)
+        assert p.pick("ann", 0.0) in range(position, position + 4)
+        if reader == "r" and position == 50:
+            p.remove_reader("r")
+
+
+def test_what_a_reader_waits_for_is_asked_for_in_order_and_only_its_next_pieces() -> None:
+    p = picker(20, window=16)
+    p.add_peer("ann", bitset.full(20), seed=False)
+    p.set_reader("r", 2)
+    asked = [p.pick_for_reader(0.0, lambda _: 0.1) for _ in range(5)]
+    assert asked == [("ann", 2), ("ann", 3), ("ann", 4), ("ann", 5), None]
+
+
+def test_what_a_seed_shows_is_asked_for_in_order() -> None:
+    p = picker(12)
+    p.add_peer("seed", of([3, 7, 8]), seed=True)
+    p.add_peer("ann", of([3, 7]), seed=False)
+    assert [p.pick("seed", 0.0) for _ in range(3)] == [3, 7, 8]
+
+
+def test_a_relay_asks_outside_its_zone_for_its_share_alone() -> None:
+    p = picker(9)
+    p.set_share(1, 3)
+    p.add_peer("far", bitset.full(9), seed=False, outside=True)
     p.set_reader("r", 0)
-    assert p.pick("ann", 0.0) == 0
-    p.set_reader("r", 50)
-    assert p.pick("ann", 0.0) == 50
-    p.remove_reader("r")
-    p.set_reader("other", 90)
-    assert p.pick("ann", 0.0) == 90
+    asked = [p.pick("far", 0.0) for _ in range(4)]
+    assert asked[:3] == [1, 4, 7]
+    assert asked[3] is None
+
+
+def test_who_is_no_relay_asks_nothing_outside_while_its_zone_may_have_it() -> None:
+    p = picker(9)
+    p.add_peer("far", bitset.full(9), seed=False, outside=True)
+    assert p.pick("far", 0.0) is None
+
+
+def test_the_readers_next_piece_is_asked_of_whoever_is_quickest_and_has_room() -> None:
+    p = picker(6)
+    p.set_reader("r", 0)
+    for name, have in (("ann", 0b000110), ("bob", 0b000110), ("cyd", 0b100010)):
+        p.add_peer(name, have, seed=False)
+    ease = {"ann": 0.3, "bob": 0.1, "cyd": None}
+    assert p.pick_for_reader(0.0, ease.get) == ("bob", 1)
+    ease["bob"] = 0.5
+    assert p.pick_for_reader(0.0, ease.get) == ("ann", 2)
+    assert p.pick_for_reader(0.0, ease.get) is None
+    assert p.asked_of("bob") == {1}
 
 
 def test_a_late_piece_is_asked_for_elsewhere_once_more_and_only_after_patience() -> None:
@@ -314,7 +359,7 @@ class PickerMachine(RuleBasedStateMachine):
         assert self.copies(index) < MAX_COPIES
         assert all(index != checked for _, checked in self.checking)
         if fresh:
-            self.judge_fresh(index, fresh)
+            self.judge_fresh(index, fresh, seed=peer.seed)
         elif index in asked_before:
             age = self.now - min(p.due[index] for p in self.peers.values() if index in p.due)
             assert age > (self.picker.patience() if index in peer.bits else MAX_PATIENCE)
@@ -323,12 +368,16 @@ class PickerMachine(RuleBasedStateMachine):
             assert not peer.due
         peer.due[index] = self.now
 
-    def judge_fresh(self, index: int, fresh: set[int]) -> None:
+    def judge_fresh(self, index: int, fresh: set[int], *, seed: bool) -> None:
         assert index in fresh
         for position in self.readers.values():
             if wanted := fresh & self.window(position):
-                assert index == min(wanted)
-                return
+                fresh = wanted
+                break
+        assert index in fresh
+        if seed:
+            assert index == min(fresh)
+            return
         holders = {i: sum(i in peer.bits for peer in self.peers.values()) for i in fresh}
         assert holders[index] == min(holders.values())
 
@@ -346,7 +395,7 @@ class PickerMachine(RuleBasedStateMachine):
     def availability_is_counted_right(self) -> None:
         if not hasattr(self, "count"):
             return
-        for index in range(self.count):
+        for index in self.missing:
             holders = sum(index in peer.bits for peer in self.peers.values())
             assert self.picker._holders[index] == holders
             levels = [n for n, level in enumerate(self.picker._levels) if level >> index & 1]

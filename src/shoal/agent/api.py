@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
+import msgspec
 from aiohttp import web
 
 from shoal.agent.config import AgentConfig
 from shoal.agent.pulls import Pulls
 from shoal.agent.readiness import AgentReadiness
 from shoal.agent.service import AgentService
-from shoal.agent.swarm_view import swarm_view
+from shoal.agent.timeline import Journal
+from shoal.agent.why import parse_image, why
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import BlobUnknown, DigestInvalid, NameInvalid, TagInvalid
 from shoal.model.names import InvalidName, InvalidTag, split_tag
 from shoal.registry.app import registry_routes
 from shoal.swarm.node import SwarmNode
+from shoal.swarm.view import swarm_view
 from shoal.web.bodies import send_blob
 from shoal.web.deadline import Deadline
 from shoal.web.server import application
@@ -22,24 +27,25 @@ from shoal.web.server import application
 _MAX_NAMESPACE = 255
 
 
-def registry_application(
-    pulls: Pulls, service: AgentService, readiness: AgentReadiness, config: AgentConfig
-) -> web.Application:
-    """What the container runtime talks to."""
+def registry_application(pulls: Pulls, readiness: AgentReadiness) -> web.Application:
+    """What the container runtime talks to.
+
+    Generic blobs are not served here: their namespaces do not say who may read which digest.
+    """
     app = application("agent", readiness=readiness.missing)
-    _generic_blobs(app, service, config)
     registry_routes(app, pulls, None)
     return app
 
 
-def admin_application(
+def admin_application(  # noqa: PLR0917 -- what an operator asks about
     pulls: Pulls,
     service: AgentService,
     node: SwarmNode,
     readiness: AgentReadiness,
+    journal: Journal,
     config: AgentConfig,
 ) -> web.Application:
-    """Generic blobs, tags and the state of the swarm, as in Kraken's agent server."""
+    """Generic blobs, tags and the state of the swarm; where the time of a pull went."""
     app = application("agent", readiness=readiness.missing)
     _generic_blobs(app, service, config)
 
@@ -62,6 +68,11 @@ def admin_application(
     async def get_swarm(_: web.Request) -> web.Response:
         return web.json_response(swarm_view(node))
 
+    async def get_why(request: web.Request) -> web.Response:
+        report = why(journal, *parse_image(request.match_info["image"]), monotonic())
+        return web.Response(body=msgspec.json.encode(report), content_type="application/json")
+
+    app.router.add_get("/why/{image:.+}", get_why)
     app.router.add_get("/tags/{tag:.+}", get_tag)
     app.router.add_delete("/blobs/{digest}", delete_blob)
     app.router.add_get("/swarm", get_swarm)

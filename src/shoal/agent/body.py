@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
+from time import monotonic
 
+from shoal.agent.timeline import Reading
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.pieces import PieceFile
 from shoal.web.bodies import FileSegment
@@ -16,22 +18,29 @@ _RUN = 16 * 1024 * 1024
 class AgentBlob:
     """A blob of known size whose bytes leave by sendfile as soon as they are verified."""
 
-    def __init__(self, pieces: PieceFile, leeching: Callable[[], BlobSwarm | None]) -> None:
+    def __init__(
+        self, pieces: PieceFile, leeching: Callable[[], BlobSwarm | None], reading: Reading
+    ) -> None:
         """`leeching`: the swarm that fetches the blob now, if one does."""
         self.size = pieces.metainfo.size
         self._pieces = pieces
         self._leeching = leeching
+        self._reading = reading
         self._file = pieces.file.acquire()
 
     async def segments(self, start: int, stop: int) -> AsyncGenerator[FileSegment]:
         """Bytes [start, stop) in order; the download goes ahead of where this is."""
         reader = object()
         self._tell(reader, start)
+        waiting = monotonic()
         try:
             async for begin, end in self._pieces.readable(start, stop):
+                self._reading.got(waiting, monotonic())
                 for position in range(begin, end, _RUN):
                     until = min(position + _RUN, end)
                     yield FileSegment(self._file.fd, position, until)
+                    waiting = monotonic()
+                    self._reading.sent_until(until - position, waiting)
                     self._tell(reader, until)
         finally:
             swarm = self._leeching()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,9 @@ from functools import partial
 import structlog
 from prometheus_client import Counter
 
+from shoal.agent.announcer import Announcer
 from shoal.agent.library import Library
+from shoal.agent.timeline import DownloadTimeline
 from shoal.model.digest import Digest, Hasher
 from shoal.model.errors import ApiError, Unavailable
 from shoal.origin.client import OriginCluster
@@ -24,7 +25,7 @@ from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.pieces import PieceFile
 from shoal.tracker.client import TrackerClient
-from shoal.tracker.messages import AnnouncedBlob
+from shoal.tracker.messages import Joined
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound
 
@@ -35,8 +36,16 @@ _LOOK = 0.5
 _FALLBACK_AFTER = 2.0
 """Seconds without a piece from the swarm after which the origins are asked over HTTP."""
 
-_REJOIN_EVERY = 5.0
-_FEW_LINKS = 3
+_STARVED = 1.0
+"""Seconds without a piece after which the tracker is asked for peers outside this host's zone."""
+
+_SEEK = 1.0
+"""Seconds after which a download asks for more peers the first time; then after twice as many."""
+
+_MAX_SEEK = 32.0
+_FEW = 0.5
+"""Share of the connections that a blob may dial below which more peers are wanted."""
+
 _HTTP_RUN = 8 * 1024 * 1024
 _HASH_SLICE = 1024 * 1024
 
@@ -52,6 +61,7 @@ class Sources:
 
     node: SwarmNode
     tracker: TrackerClient
+    announcer: Announcer
     origins: OriginCluster
     library: Library
     hashing: Executor
@@ -64,7 +74,12 @@ class Download:
     """A blob being fetched; any number of clients read it meanwhile."""
 
     def __init__(
-        self, digest: Digest, namespace: str, sources: Sources, damaged: PieceFile | None = None
+        self,
+        digest: Digest,
+        namespace: str,
+        sources: Sources,
+        timeline: DownloadTimeline,
+        damaged: PieceFile | None = None,
     ) -> None:
         """`damaged`: the file of a cached blob of which pieces turned out wrong, to be mended."""
         self.digest = digest
@@ -75,6 +90,7 @@ class Download:
         """The blob is whole and right, and is being given its place in the cache."""
         self._namespace = namespace
         self._sources = sources
+        self._timeline = timeline
         self._damaged = damaged
 
     async def run(self) -> None:
@@ -82,26 +98,33 @@ class Download:
         pieces: PieceFile | None = None
         try:
             deadline = Deadline.after(_ASK_TIMEOUT)
-            metainfo, peers = await self._locate(deadline)
-            pieces = await self._open(metainfo)
+            joined = await self._locate(deadline)
+            pieces = await self._open(joined.metainfo)
             self.pieces.set_result(pieces)
-            await self._fetch(pieces, peers)
+            await self._fetch(pieces, joined)
             pieces.settled()
             self.finishing = True
             await asyncio.to_thread(self._sources.library.finish, pieces)
         except asyncio.CancelledError:
             self._fail(pieces, Unavailable(f"{self.digest}: the download was ended"))
+            self._timeline.end(self._now(), "ended by a deletion, or as the agent stopped")
             raise
         except (ApiError, CallFailed, OSError) as error:
             self._fail(pieces, error)
+            self._timeline.end(self._now(), str(error))
             _DOWNLOADS.labels("failed").inc()
             log.warning("download failed", digest=str(self.digest), error=str(error))
         except Exception as error:
             self._fail(pieces, Unavailable(f"{self.digest}: the agent failed: {error!r}"))
+            self._timeline.end(self._now(), repr(error))
             raise  # A fault of ours: those who read must not wait, and the log gets all of it.
         else:
+            self._timeline.end(self._now())
             _DOWNLOADS.labels("complete").inc()
-            log.info("download complete", digest=str(self.digest), size=metainfo.size)
+            log.info("download complete", digest=str(self.digest), size=joined.metainfo.size)
+
+    def _now(self) -> float:
+        return self._sources.node.now()
 
     def _fail(self, pieces: PieceFile | None, error: Exception) -> None:
         if not self.pieces.done():
@@ -118,7 +141,7 @@ class Download:
         else:
             pieces.close()
 
-    async def _locate(self, deadline: Deadline) -> tuple[Metainfo, list[PeerInfo]]:
+    async def _locate(self, deadline: Deadline) -> Joined:
         """Metainfo and peers from the tracker, or from the origins when no tracker answers.
 
         Raises `BlobUnknown`, `CallFailed`.
@@ -137,8 +160,13 @@ class Download:
                 raise NotFound(
                     "GET", f"/blobs/{self.digest}", f"no origin has {self.digest}"
                 ) from error
-            return located.metainfo, located.peers
-        return joined.metainfo, joined.peers
+            self._located(located.metainfo, located.peers, "origins")
+            return Joined(located.metainfo, located.peers, 0.0)
+        self._located(joined.metainfo, joined.peers, "tracker")
+        return joined
+
+    def _located(self, metainfo: Metainfo, peers: list[PeerInfo], by: str) -> None:
+        self._timeline.locate(self._now(), size=metainfo.size, by=by, peers=len(peers))
 
     async def _open(self, metainfo: Metainfo) -> PieceFile:
         damaged = self._damaged
@@ -154,19 +182,26 @@ class Download:
         self._sources.node.remove(self.digest)
         return await asyncio.to_thread(self._sources.library.partial, metainfo)
 
-    async def _fetch(self, pieces: PieceFile, peers: list[PeerInfo]) -> None:
+    async def _fetch(self, pieces: PieceFile, joined: Joined) -> None:
         """Return when the blob is whole and its digest is right."""
         hashing = asyncio.create_task(self._hash(pieces))
         try:
             await self._check_present(pieces)
+            self._timeline.resumed = _bytes_of(pieces)
             if pieces.metainfo.count <= 1:
                 await self._fetch_small(pieces)
             if pieces.all_verified:
                 self._sources.node.add(pieces)
             else:
-                self.swarm = self._sources.node.leech(pieces, peers)
+                node = self._sources.node
+                self.swarm = node.add(pieces)
+                self.swarm.watcher = self._timeline
+                if node.peer.zone:
+                    self.swarm.keep_to_zone(joined.share)
+                node.leech(pieces, joined.peers)
                 await self._watch(pieces, self.swarm, hashing)
             found = await hashing
+            self._timeline.hash_done(self._now())
         finally:
             hashing.cancel()
             if self.swarm is not None:
@@ -194,13 +229,15 @@ class Download:
         _HTTP_BYTES.inc(len(data))
         if not await pieces.store(0, memoryview(data)):
             raise Unavailable(f"{self.digest}: an origin's metainfo and content do not agree")
+        self._timeline.received_over_http(size, self._now())
 
     async def _watch(
         self, pieces: PieceFile, swarm: BlobSwarm, hashing: asyncio.Task[Digest]
     ) -> None:
         """Return when the swarm has brought everything; help it when it does not."""
         now = self._sources.node.now
-        verified, progress, rejoined = pieces.verified, now(), now()
+        verified, progress, sought, patience = pieces.verified, now(), now(), _SEEK
+        few = _FEW * self._sources.node.config.max_dialed
         while not pieces.all_verified:
             await asyncio.wait([hashing], timeout=_LOOK)
             if hashing.done():
@@ -214,26 +251,17 @@ class Download:
                     f"{missing} pieces are missing; {len(swarm.links)} peers connected. "
                     "What is there is kept"
                 )
-            if len(swarm.links) < _FEW_LINKS and now() - rejoined > _REJOIN_EVERY:
-                rejoined = now()
-                await self._quietly(lambda: self._rejoin(swarm))
+            starved = now() - progress > _STARVED
+            late = now() - sought > patience and len(swarm.links) < few
+            if late or (starved and now() - sought > _SEEK):
+                sought, patience = now(), min(2 * patience, _MAX_SEEK)
+                self._sources.announcer.seek(self.digest, starved=starved)
             if now() - progress > _FALLBACK_AFTER:
-                await self._quietly(lambda: self._fetch_over_http(pieces, swarm))
-
-    async def _quietly(self, attempt: Callable[[], Awaitable[None]]) -> None:
-        """Try something that may fail as long as anything else brings the blob."""
-        try:
-            await attempt()
-        except (ApiError, CallFailed) as error:
-            log.warning("still looking for peers", digest=str(self.digest), error=str(error))
-
-    async def _rejoin(self, swarm: BlobSwarm) -> None:
-        answer = await self._sources.tracker.announce(
-            self._sources.node.peer,
-            [AnnouncedBlob(str(self.digest))],
-            deadline=Deadline.after(_ASK_TIMEOUT),
-        )
-        swarm.add_peers(answer.peers.get(str(self.digest), []))
+                try:
+                    await self._fetch_over_http(pieces, swarm)
+                except (ApiError, CallFailed) as error:
+                    digest = str(self.digest)
+                    log.warning("still looking for peers", digest=digest, error=str(error))
 
     async def _fetch_over_http(self, pieces: PieceFile, swarm: BlobSwarm) -> None:
         """Fetch the first missing pieces from the origins as a range."""
@@ -251,7 +279,9 @@ class Download:
                 length = metainfo.length(index)
                 piece = bytes(buffer[:length])
                 del buffer[:length]
-                if not await swarm.take(index, piece):
+                if await swarm.take(index, piece):
+                    self._timeline.received_over_http(length, self._now())
+                else:
                     log.warning(
                         "an origin sent a wrong piece", digest=str(self.digest), piece=index
                     )
@@ -262,9 +292,21 @@ class Download:
         hasher = self.digest.hasher()
         file = pieces.file
         async for start, stop in pieces.readable(0, pieces.metainfo.size):
+            began = self._now()
             work = partial(_hash_range, hasher, file.fd, start, stop)
             await file.run(self._sources.hashing, work)
+            self._timeline.hashing += self._now() - began
         return Digest(self.digest.algorithm, hasher.hexdigest())
+
+
+def _bytes_of(pieces: PieceFile) -> int:
+    """The bytes of the pieces that are there and right."""
+    metainfo = pieces.metainfo
+    if not pieces.verified:
+        return 0
+    last = metainfo.count - 1
+    short = metainfo.piece_size - metainfo.length(last) if pieces.verified >> last & 1 else 0
+    return pieces.verified.bit_count() * metainfo.piece_size - short
 
 
 def _hash_range(hasher: Hasher, fd: int, start: int, stop: int) -> None:

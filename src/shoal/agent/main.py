@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from time import monotonic
 
+from shoal.agent.announcer import Announcer
 from shoal.agent.api import admin_application, registry_application
 from shoal.agent.config import AgentConfig
 from shoal.agent.download import Sources
@@ -15,6 +17,7 @@ from shoal.agent.membership import Membership
 from shoal.agent.pulls import Pulls
 from shoal.agent.readiness import AgentReadiness
 from shoal.agent.service import AgentService
+from shoal.agent.timeline import Journal
 from shoal.buildindex.client import BuildIndexClient
 from shoal.config.load import Loaded
 from shoal.config.units import split_address
@@ -22,6 +25,7 @@ from shoal.origin.client import OriginCluster
 from shoal.registry.manifest_cache import ManifestCache
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
+from shoal.swarm.security import CannotSecure
 from shoal.tracker.client import TrackerClient
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
@@ -47,11 +51,18 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     tracker = TrackerClient(http, config.tracker)
     index = BuildIndexClient(http, config.build_index)
     host, port = split_address(config.peer.advertise or config.peer.listen)
-    service = AgentService()
-    node = SwarmNode(config.peer, PeerInfo(new_peer_id(), host, port, config.zone), service)
+    journal = Journal(monotonic())
+    service = AgentService(journal)
+    try:
+        node = SwarmNode(config.peer, PeerInfo(new_peer_id(), host, port, config.zone), service)
+    except CannotSecure as error:
+        raise SystemExit(str(error)) from None
     library = await asyncio.to_thread(Library, config.data_dir, node.executor)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="digest")
-    service.connect(Sources(node, tracker, origins, library, hashing, config.stall_timeout))
+    announcer = Announcer(node, tracker)
+    service.connect(
+        Sources(node, tracker, announcer, origins, library, hashing, config.stall_timeout)
+    )
     pulls = Pulls(
         index=index,
         blobs=service,
@@ -59,6 +70,7 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
         disk=library,
         membership=Membership(),
         manifests=ManifestCache(config.manifest_cache),
+        journal=journal,
     )
     readiness = AgentReadiness(node, tracker, index)
     try:
@@ -68,9 +80,11 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     announcing = asyncio.create_task(service.announce(), name="announce")
     try:
         apps = [
-            Listener(registry_application(pulls, service, readiness, config), config.listen),
+            Listener(registry_application(pulls, readiness), config.listen),
             Listener(
-                admin_application(pulls, service, node, readiness, config), config.admin, "admin"
+                admin_application(pulls, service, node, readiness, journal, config),
+                config.admin,
+                "admin",
             ),
         ]
         await serve(apps, stop=stop, grace=config.shutdown_grace)

@@ -8,11 +8,13 @@ While none answers, what it confirmed before still holds here (`shoal.agent.memb
 from __future__ import annotations
 
 import asyncio
+from time import monotonic
 from typing import Protocol
 
 import structlog
 
 from shoal.agent.membership import Membership
+from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
 from shoal.model.errors import BlobUnknown, ManifestUnknown
 from shoal.model.manifest import (
@@ -108,6 +110,7 @@ class Pulls:
         disk: Disk,
         membership: Membership,
         manifests: ManifestCache,
+        journal: Journal,
     ) -> None:
         self._index = index
         self._blobs = blobs
@@ -115,6 +118,7 @@ class Pulls:
         self._disk = disk
         self._membership = membership
         self._manifests = manifests
+        self._journal = journal
         self._silent = False
         """The build-index did not answer when it was last asked about what is known here."""
 
@@ -134,12 +138,14 @@ class Pulls:
         digest = reference if isinstance(reference, Digest) else None
         known = None if digest is None else self._membership.manifest(repository, digest)
         patience = deadline if known is None else self._patience(deadline)
+        began = monotonic()
         try:
             found = await self._index.find_manifest(repository, reference, deadline=patience)
         except CallFailed as error:
             if known is None:
                 raise
             self._go_on(repository, known.digest, error)
+            self._journal.looked_up(repository, reference, known.digest, began, monotonic())
             return known
         self._silent = False
         if found is None:
@@ -147,22 +153,33 @@ class Pulls:
                 self._membership.deny_manifest(repository, digest)
             raise _no_manifest(repository, reference)
         self._membership.confirm_manifest(repository, found)
+        self._journal.looked_up(repository, reference, found.digest, began, monotonic())
         return found
 
     async def manifest(self, repository: str, found: FoundManifest, deadline: Deadline) -> bytes:
         """Its bytes: from memory, this host's disk or the origins."""
+        began, source = monotonic(), "memory"
         body = self._manifests.get(found.digest)
         if body is None:
-            body = await self._read(repository, found.digest, deadline)
+            body, source = await self._read(repository, found.digest, deadline)
             self._manifests.keep(found.digest, body)
-        if not self._membership.has_learned(repository, found.digest):
-            await self._learn(repository, found, body, self._patience(deadline))
+        read = monotonic()
+        content: Manifest | None = None
+        learn = not self._membership.has_learned(repository, found.digest)
+        if learn or not self._journal.knows(repository, found.digest):
+            content = await asyncio.to_thread(_content, body, found.media_type)
+        self._journal.read_manifest(
+            repository, found.digest, began, read, source, len(body), content
+        )
+        if learn and content is not None:
+            await self._learn(repository, found, content, self._patience(deadline))
         return body
 
-    async def _read(self, repository: str, digest: Digest, deadline: Deadline) -> bytes:
+    async def _read(self, repository: str, digest: Digest, deadline: Deadline) -> tuple[bytes, str]:
+        """The manifest, and where it came from."""
         cached = await asyncio.to_thread(self._disk.read_small, digest)
         if cached is not None:
-            return cached
+            return cached, "disk"
         try:
             body = await self._origins.read(digest, deadline=deadline, limit=MAX_MANIFEST_BYTES)
         except NotFound as error:
@@ -171,20 +188,16 @@ class Pulls:
             await asyncio.to_thread(self._disk.keep_small, digest, body)
         except OSError as error:
             log.warning("a manifest cannot be kept on disk", digest=str(digest), error=str(error))
-        return body
+        return body, "origins"
 
     async def _learn(
-        self, repository: str, found: FoundManifest, body: bytes, deadline: Deadline
+        self, repository: str, found: FoundManifest, manifest: Manifest, deadline: Deadline
     ) -> None:
         """Remember what the manifest shows: the pull that began with it must be able to go on.
 
         Its blobs were members when it was pushed, and stay so as long as it is there. The children
         of an index may live elsewhere, so the build-index is asked about them, now that it answers.
         """
-        try:
-            manifest = await asyncio.to_thread(parse_manifest, body, found.media_type)
-        except InvalidManifest:
-            manifest = Manifest(found.media_type)  # a tag may name anything
         self._membership.confirm_blobs(repository, [blob.digest for blob in manifest.blobs()])
         children = [child.digest for child in manifest.children[:LOOK_AHEAD]]
         try:
@@ -240,15 +253,18 @@ class Pulls:
     async def _has_blob(self, repository: str, digest: Digest, deadline: Deadline) -> bool:
         known = self._membership.has_blob(repository, digest)
         patience = self._patience(deadline) if known else deadline
+        began = monotonic()
         try:
             member = await self._index.has_blob(repository, digest, deadline=patience)
         except CallFailed as error:
             if not known:
                 raise
             self._go_on(repository, digest, error)
+            self._journal.asked_membership(digest, monotonic() - began)
             return True
         self._silent = False
         if member:
+            self._journal.asked_membership(digest, monotonic() - began)
             self._membership.confirm_blobs(repository, [digest])
         else:
             self._membership.deny_blob(repository, digest)
@@ -289,6 +305,13 @@ class Pulls:
         return await self._index.referrers(
             repository, subject, artifact_type=artifact_type, n=n, last=last, deadline=deadline
         )
+
+
+def _content(body: bytes, media_type: str) -> Manifest:
+    try:
+        return parse_manifest(body, media_type)
+    except InvalidManifest:
+        return Manifest(media_type)  # a tag may name anything
 
 
 def _no_manifest(repository: str, reference: Digest | str) -> ManifestUnknown:

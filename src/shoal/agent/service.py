@@ -7,26 +7,19 @@ They are content by digest alone; `shoal.agent.pulls` knows which repository may
 from __future__ import annotations
 
 import asyncio
-import math
-from contextlib import suppress
-from time import monotonic
 
 import structlog
 
 from shoal.agent.body import AgentBlob
 from shoal.agent.download import Download, Sources
+from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
 from shoal.model.errors import BlobUnknown, Unavailable
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.pieces import PieceFile
-from shoal.tracker.messages import AnnouncedBlob
 from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound
-
-_ANNOUNCE_TIMEOUT = 10.0
-_LEAVE_TIMEOUT = 1.0
-_DEFAULT_INTERVAL = 30.0
+from shoal.web.failures import NotFound
 
 log = structlog.get_logger(__name__)
 
@@ -37,14 +30,12 @@ class AgentService:
     Also the swarm's view of this host's disk (`shoal.swarm.node.BlobProvider`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal) -> None:
+        """`journal` is told of each download and of who reads."""
+        self._journal = journal
         self._sources: Sources
         self._downloads: dict[Digest, Download] = {}
         self._tasks: dict[Digest, asyncio.Task[None]] = {}
-        self._cached: set[Digest] = set()
-        self._fresh: set[Digest] = set()
-        """Cached since the trackers were last told."""
-        self._news = asyncio.Event()
 
     def connect(self, sources: Sources) -> None:
         """Give it the swarm, which in turn needs this service as its provider."""
@@ -92,7 +83,8 @@ class AgentService:
         return download or self._download(digest, namespace)
 
     def _body(self, digest: Digest, pieces: PieceFile) -> AgentBlob:
-        return AgentBlob(pieces, lambda: self._leeching(digest))
+        reading = self._journal.begin_reading(digest, self._sources.node.now())
+        return AgentBlob(pieces, lambda: self._leeching(digest), reading)
 
     def _leeching(self, digest: Digest) -> BlobSwarm | None:
         download = self._downloads.get(digest)
@@ -119,8 +111,10 @@ class AgentService:
     def _download(
         self, digest: Digest, namespace: str, damaged: PieceFile | None = None
     ) -> Download:
-        download = Download(digest, namespace, self._sources, damaged)
+        timeline = self._journal.begin_download(digest, self._sources.node.now())
+        download = Download(digest, namespace, self._sources, timeline, damaged)
         self._downloads[digest] = download
+        self._sources.announcer.fetches(digest)
         task = asyncio.get_running_loop().create_task(self._run(download))
         self._tasks[digest] = task
         return download
@@ -134,12 +128,11 @@ class AgentService:
             del self._tasks[digest]
         swarm = self._node_blob(digest)
         if swarm is None or not swarm.pieces.all_verified:
+            self._sources.announcer.has_not(digest)
             return
         pieces = swarm.pieces
         pieces.on_damaged = lambda _: self._mend(pieces)
-        self._cached.add(digest)
-        self._fresh.add(digest)
-        self._news.set()
+        self._sources.announcer.has(digest)
 
     # -- sharing: this host as its peers see it
 
@@ -172,7 +165,6 @@ class AgentService:
         if digest in self._downloads:
             return
         log.warning("a cached blob is damaged; fetching it again", digest=str(digest))
-        self._cached.discard(digest)
         pieces.on_damaged = None
         self._download(digest, "", pieces)
 
@@ -180,39 +172,7 @@ class AgentService:
 
     async def announce(self) -> None:
         """Tell the trackers again and again what is here, until cancelled."""
-        self._cached.update(await asyncio.to_thread(self._sources.library.digests))
-        interval, told = _DEFAULT_INTERVAL, -math.inf
-        while True:
-            if monotonic() - told >= interval:
-                told = monotonic()
-                blobs, complete = self._cached | set(self._downloads), self._cached
-            else:
-                blobs, complete = self._fresh, self._fresh
-            self._news.clear()
-            self._fresh = set()
-            interval = await self._tell_trackers(blobs, complete) or interval
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(0.0, told + interval - monotonic())):
-                    await self._news.wait()
-
-    async def _tell_trackers(self, blobs: set[Digest], complete: set[Digest]) -> float:
-        """Announce blobs; the seconds after which to do so again, 0 when no tracker answered."""
-        if not blobs:
-            return 0.0
-        sources = self._sources
-        announced = [AnnouncedBlob(str(digest), digest in complete) for digest in blobs]
-        try:
-            answer = await sources.tracker.announce(
-                sources.node.peer, announced, deadline=Deadline.after(_ANNOUNCE_TIMEOUT)
-            )
-        except CallFailed as error:
-            log.warning("no tracker could be told what is here", blobs=len(blobs), error=str(error))
-            return 0.0
-        for text, peers in answer.peers.items():
-            swarm = self._leeching(Digest.parse(text))
-            if swarm is not None:
-                swarm.add_peers(peers)
-        return answer.interval_s
+        await self._sources.announcer.run(await asyncio.to_thread(self._sources.library.digests))
 
     async def delete(self, digest: Digest) -> bool:
         """Remove a blob from this host; whether it was here. If it is being fetched, that ends."""
@@ -220,7 +180,7 @@ class AgentService:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
-        self._cached.discard(digest)
+        self._sources.announcer.has_not(digest)
         self._sources.node.remove(digest)
         return await asyncio.to_thread(self._sources.library.delete, digest)
 
@@ -230,7 +190,4 @@ class AgentService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with suppress(CallFailed):
-            await self._sources.tracker.leave(
-                self._sources.node.peer.id, deadline=Deadline.after(_LEAVE_TIMEOUT)
-            )
+        await self._sources.announcer.stop()

@@ -42,6 +42,8 @@ class Load(msgspec.Struct, frozen=True):
     keep_alive: bool = True
     """False: every request opens a connection, and closes it when its answer is there."""
     headers: dict[str, str] = {}
+    bodies: Sequence[str] = ()
+    """Sent in turn beside the targets; without any, requests have none."""
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -132,9 +134,12 @@ class _Generator:
         self._peer = (host.strip("[]"), int(port))
         fields = {"Host": load.address, **load.headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self._requests = cycle(
-            [f"{load.method} {target} HTTP/1.1\r\n{lines}\r\n".encode() for target in load.targets]
-        )
+        heads = [f"{load.method} {target} HTTP/1.1\r\n{lines}" for target in load.targets]
+        if load.bodies:
+            pairs = zip(cycle(heads), load.bodies, strict=False)
+            self._requests = cycle([_with_body(head, body.encode()) for head, body in pairs])
+        else:
+            self._requests = cycle([f"{head}\r\n".encode() for head in heads])
         self._head_only = load.method == "HEAD"
         self._open: dict[int, _Connection] = {}
         self._latencies = array("d")
@@ -225,6 +230,10 @@ class _Generator:
 
     def _failed(self, why: str) -> TransferFailed:
         return TransferFailed(f"{_what(self._load)}: {why}")
+
+
+def _with_body(head: str, body: bytes) -> bytes:
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _what(load: Load) -> str:

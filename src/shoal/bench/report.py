@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -30,14 +30,18 @@ class Result:
 
 def document(result: Result) -> dict[str, Any]:
     """As JSON, rounded to what the measurement is worth."""
-    rounded: dict[str, Any] = _rounded(asdict(result))
+    rounded: dict[str, Any] = to_milli(asdict(result))
     return rounded
 
 
 def lines(result: Result) -> Iterator[str]:
     """Render the result for humans, a figure per line."""
     figures = document(result)
-    flat = figures | figures.pop("extras")
+    yield from figure_lines(figures | figures.pop("extras"))
+
+
+def figure_lines(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Render figures for humans, one per line."""
     width = max(len(key) for key in flat)
     for key, value in flat.items():
         yield f"{key:<{width}}  {_text(value)}"
@@ -61,9 +65,10 @@ def mb_per_s(size: int, seconds: float) -> float:
     return size / MB / seconds
 
 
-def _rounded(value: Any) -> Any:
+def to_milli(value: Any) -> Any:
+    """Round every number in it to three places."""
     if isinstance(value, dict):
-        return {key: _rounded(below) for key, below in value.items()}
+        return {key: to_milli(below) for key, below in value.items()}
     if isinstance(value, list):
-        return [_rounded(below) for below in value]
+        return [to_milli(below) for below in value]
     return round(value, 3) if isinstance(value, float) else value

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal import __version__
-from shoal.cli import bench, cluster, config, gc, queue, services
+from shoal.cli import bench, cluster, config, gc, queue, services, simulate, why
 
 main = typer.Typer(
     name="shoal",
@@ -45,3 +45,5 @@ config.register(main)
 queue.register(main)
 gc.register(main)
 bench.register(main)
+why.register(main)
+simulate.register(main)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``shoal bench push|pull|race|api``: what this machine and this version can do."""
+"""``shoal bench push|pull|race|api|swarm|tracker``: what this machine and this version can do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.failures import complain, fail
-from shoal.cli.sizes import seconds, size_in_bytes
+from shoal.cli.sizes import bytes_per_second, seconds, size_in_bytes
 
 _Size = Annotated[int, typer.Option(parser=size_in_bytes, metavar="SIZE", help="Of the blob.")]
 _Runs = Annotated[int, typer.Option(min=1, metavar="N", help="The figures are their medians.")]
@@ -67,6 +67,8 @@ def register(main: typer.Typer) -> None:
     group.command("pull")(_pull)
     group.command("race")(_race)
     group.command("api")(_api)
+    group.command("swarm")(_swarm)
+    group.command("tracker")(_tracker)
     main.add_typer(group, name="bench")
 
 
@@ -200,6 +202,100 @@ def _api(
         raise fail("shoal bench api", error) from None
     if not as_json:
         for line in text:
+            typer.echo(line)
+    typer.echo(json.dumps(document))
+
+
+def _swarm(
+    *,
+    agents: Annotated[
+        int, typer.Option(min=1, max=100, metavar="N", help="All pull at the same time.")
+    ] = 8,
+    size: _Size = "512MiB",  # type: ignore[assignment] # typer parses the default, too
+    rate: Annotated[
+        float,
+        typer.Option(
+            parser=bytes_per_second,
+            metavar="RATE",
+            help="Limit of each agent and origin in each direction, as in 12.5MB/s; 0: none.",
+        ),
+    ] = "0",  # type: ignore[assignment] # typer parses the default, too
+    netns: Annotated[
+        bool, typer.Option("--netns", help="Limit by the kernel, in network namespaces (as root).")
+    ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency", help="Instead: first bytes of cold blobs, and an image of 60 tiny layers."
+        ),
+    ] = False,
+    runs: _Runs = 1,
+    folder: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Pull one new blob through many agents at once: how soon they have it, what it costs."""
+    from shoal.bench import report, swarm, swarm_latency, swarm_report
+    from shoal.bench.client import TransferFailed
+    from shoal.bench.swarm_network import NetworkFailed
+    from shoal.cluster.interrupt import Interrupted
+    from shoal.cluster.ports import PortsTaken
+    from shoal.cluster.room import NoRoom
+    from shoal.cluster.supervisor import StartFailed
+    from shoal.web.failures import CallFailed
+
+    if netns and not rate:
+        raise typer.BadParameter("--netns needs a --rate")
+    conditions = swarm.Conditions(agents, size, runs, rate, netns)
+    try:
+        if latency:
+            measured = swarm_latency.run(size, runs, folder, complain)
+            document = swarm_report.latency_document(measured, size)
+        else:
+            document = swarm_report.document(swarm.run(conditions, folder, complain), conditions)
+    except Interrupted as error:
+        raise fail("shoal bench swarm: stopped", error, 128 + error.number) from None
+    except (CallFailed, NetworkFailed, NoRoom, PortsTaken, StartFailed, TransferFailed) as error:
+        raise fail("shoal bench swarm", error) from None
+    document = report.to_milli(document)
+    if not as_json:
+        for line in report.figure_lines(document):
+            typer.echo(line)
+    typer.echo(json.dumps(document))
+
+
+def _tracker(
+    *,
+    peers: Annotated[int, typer.Option(min=1, metavar="N", help="In one swarm.")] = 15_000,
+    zones: Annotated[int, typer.Option(min=1, metavar="Z", help="Of the peers.")] = 1,
+    duration: Annotated[
+        float, typer.Option("--seconds", parser=seconds, metavar="DURATION", help="Under load.")
+    ] = "5s",  # type: ignore[assignment] # typer parses the default, too
+    store: Annotated[
+        str, typer.Option(metavar="STORE", help="As in the tracker's config.")
+    ] = "memory",
+    folder: _Dir = None,
+    as_json: _Json = False,
+) -> None:
+    """Joins per second of one tracker, and its memory, with many peers in one swarm."""
+    from shoal.bench import report, tracker
+    from shoal.bench.client import TransferFailed
+    from shoal.cluster.interrupt import Interrupted
+    from shoal.cluster.ports import PortsTaken
+    from shoal.cluster.room import NoRoom
+    from shoal.cluster.supervisor import StartFailed
+    from shoal.web.failures import CallFailed
+
+    try:
+        outcome = tracker.run(
+            peers, duration, zones=zones, store=store, folder=folder, complain=complain
+        )
+    except Interrupted as error:
+        raise fail("shoal bench tracker: stopped", error, 128 + error.number) from None
+    except (CallFailed, NoRoom, PortsTaken, StartFailed, TransferFailed) as error:
+        raise fail("shoal bench tracker", error) from None
+    document = report.to_milli(tracker.document(outcome))
+    if not as_json:
+        for line in report.figure_lines(document):
             typer.echo(line)
     typer.echo(json.dumps(document))
 

@@ -27,3 +27,13 @@ def seconds(text: str) -> float:
         return parse_duration(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def bytes_per_second(text: str) -> float:
+    """Bytes per second in ``12.5MB/s``."""
+    from shoal.config.units import parse_rate
+
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None

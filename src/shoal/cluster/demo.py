@@ -11,12 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from shoal.cluster import interrupt
 from shoal.cluster.demo_view import Pulled, Pushed, View
 from shoal.cluster.layout import Member, Shape
 from shoal.cluster.local import local_cluster
+from shoal.cluster.received import received
 from shoal.cluster.room import check_room
 from shoal.cluster.sample import SampleImage, layer_sizes, make_image, make_layer
 from shoal.cluster.supervisor import Cluster
@@ -26,7 +25,6 @@ from shoal.model.manifest import Descriptor, parse_manifest
 from shoal.model.media_types import OCI_MANIFEST
 from shoal.registry.client import RegistryClient
 from shoal.web.client import HttpClient
-from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed
 
 _T = TypeVar("_T")
@@ -86,10 +84,10 @@ async def _show(cluster: Cluster, http: HttpClient, image: SampleImage, view: Vi
     with view.bars([agent.name for agent in agents], image.size) as advance:
         seconds = await _together([_pull(agent, http, image, advance) for agent in agents])
     total_s = time.monotonic() - began
-    pulled = [
-        Pulled(agent.name, image.size, taken, **await _sources(agent, http))
-        for agent, taken in zip(agents, seconds, strict=True)
-    ]
+    pulled = []
+    for agent, taken in zip(agents, seconds, strict=True):
+        came = await received(agent, http)
+        pulled.append(Pulled(agent.name, image.size, taken, came.from_peers, came.from_origins))
     view.table(pushed, pulled, total_s)
 
 
@@ -134,20 +132,6 @@ async def _pull(
 
     await _together([blob(descriptor) for descriptor in parse_manifest(manifest.body).blobs()])
     return time.monotonic() - began
-
-
-async def _sources(agent: Member, http: HttpClient) -> dict[str, int]:
-    """Ask an agent how many bytes it received from whom."""
-    answer = await http.call("GET", f"{agent.url('admin')}/metrics", deadline=Deadline.after(10))
-    received = {"from_peers": 0, "from_origins": 0}
-    for family in text_string_to_metric_families(answer.body.decode()):
-        for sample in family.samples:
-            if sample.name == "shoal_swarm_received_bytes_total":
-                origin = sample.labels.get("source") == "origin"
-                received["from_origins" if origin else "from_peers"] += int(sample.value)
-            elif sample.name == "shoal_origin_http_bytes_total":
-                received["from_origins"] += int(sample.value)
-    return received
 
 
 async def _together(work: list[Coroutine[Any, Any, _T]]) -> list[_T]:

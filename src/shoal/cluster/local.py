@@ -9,7 +9,14 @@ from pathlib import Path
 
 from shoal.cluster.layout import Overrides, Shape, lay_out
 from shoal.cluster.ports import reserve
-from shoal.cluster.supervisor import NO_FLAGS, Cluster, Flags, running
+from shoal.cluster.supervisor import (
+    NO_FLAGS,
+    NO_LAUNCHERS,
+    Cluster,
+    Flags,
+    Launchers,
+    running,
+)
 
 
 @asynccontextmanager
@@ -21,6 +28,7 @@ async def local_cluster(
     port_base: int | None = None,
     overrides: Overrides | None = None,
     flags: Flags = NO_FLAGS,
+    launchers: Launchers = NO_LAUNCHERS,
 ) -> AsyncIterator[Cluster]:
     """Start a cluster and wait until it is ready; `report` gets lines about services that die.
 
@@ -28,5 +36,6 @@ async def local_cluster(
     """
     with reserve(shape.ports(), port_base) as ports:
         layout = lay_out(shape, data_dir, ports.first, overrides)
-        async with running(layout, report=report, flags=flags) as cluster:
+        started = running(layout, report=report, flags=flags, launchers=launchers)
+        async with started as cluster:
             yield cluster

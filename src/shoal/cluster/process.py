@@ -31,7 +31,9 @@ class ServiceProcess:
         log_path: Path,
         on_exit: Callable[[ServiceProcess], None],
         flags: Sequence[str] = (),
+        launcher: Sequence[str] = (),
     ) -> None:
+        """`launcher`: a command line that goes before the service's own, and becomes it."""
         self.name = name
         self.log_path = log_path
         self._on_exit = on_exit
@@ -41,6 +43,7 @@ class ServiceProcess:
             # stops the services in its own way. `--die-with` covers a supervisor that is killed.
             self._popen = subprocess.Popen(
                 [
+                    *launcher,
                     *(sys.executable, "-m", "shoal", role, "--config", str(config_path)),
                     *("--die-with", str(os.getpid())),
                     *flags,

@@ -31,6 +31,11 @@ Flags = Mapping[str, Sequence[str]]
 
 NO_FLAGS: Flags = {}
 
+Launchers = Mapping[str, Sequence[str]]
+"""What starts a service, by its name, when it is not to run as a plain child."""
+
+NO_LAUNCHERS: Launchers = {}
+
 
 class StartFailed(Exception):
     """The cluster did not become ready; the message says in a line which service, and why.
@@ -51,10 +56,15 @@ class Cluster:
     """The running services of a layout."""
 
     def __init__(
-        self, layout: Layout, report: Callable[[str], None], flags: Flags = NO_FLAGS
+        self,
+        layout: Layout,
+        report: Callable[[str], None],
+        flags: Flags = NO_FLAGS,
+        launchers: Launchers = NO_LAUNCHERS,
     ) -> None:
         self.layout = layout
         self._flags = flags
+        self._launchers = launchers
         self._report = report
         self._processes: dict[str, ServiceProcess] = {}
         self._killed: set[ServiceProcess] = set()
@@ -84,6 +94,7 @@ class Cluster:
             log_path=member.log_path,
             on_exit=self._exited,
             flags=self._flags.get(member.role, ()),
+            launcher=self._launchers.get(member.name, ()),
         )
 
     async def kill(self, name: str) -> None:
@@ -170,6 +181,7 @@ async def running(
     *,
     report: Callable[[str], None],
     flags: Flags = NO_FLAGS,
+    launchers: Launchers = NO_LAUNCHERS,
     ready_within: float = READY_WITHIN,
 ) -> AsyncIterator[Cluster]:
     """Run a cluster that is ready, and stop it on the way out whatever happens.
@@ -179,7 +191,7 @@ async def running(
     """
     with _locked(layout.data_dir):
         _write_configs(layout.members)
-        cluster = Cluster(layout, report, flags)
+        cluster = Cluster(layout, report, flags, launchers)
         try:
             cluster.start()
             await cluster.wait_ready(ready_within)

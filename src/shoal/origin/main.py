@@ -7,6 +7,8 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 
+from aiohttp import web
+
 from shoal.buildindex.client import BuildIndexClient
 from shoal.config.load import Loaded
 from shoal.config.units import split_address
@@ -27,6 +29,8 @@ from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSessions
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
+from shoal.swarm.security import CannotSecure
+from shoal.swarm.view import swarm_view
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.logs import configure
@@ -67,7 +71,10 @@ async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
 
     seeded = SeededBlobs(local, forget)
     plan = OwnersShare(config.member, cluster.owners)
-    node = SwarmNode(config.peer, _peer(config), seeded, seeding=plan)
+    try:
+        node = SwarmNode(config.peer, _peer(config), seeded, seeding=plan)
+    except CannotSecure as error:
+        raise SystemExit(str(error)) from None
     sweeper = _sweeper(config, http, local, forget)
     readiness = Readiness(config, lambda: node.listening)
     app = origin_application(
@@ -78,6 +85,11 @@ async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
         readiness=readiness.missing,
         request_timeout=config.request_timeout,
     )
+
+    async def get_swarm(_: web.Request) -> web.Response:
+        return web.json_response(swarm_view(node))
+
+    app.router.add_get("/swarm", get_swarm)
     if faults:
         faults_on_purpose.add_to(app)
     chores = [asyncio.create_task(_expire(uploads, config.upload_ttl), name="expiry of uploads")]

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable
 from typing import Protocol
 
 from shoal.swarm import bits as bitset
+from shoal.swarm.limits import SMALL, Share
 from shoal.swarm.link import Endpoint, Link
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.picker import Picker
@@ -29,8 +30,16 @@ class BlobEndpoint(Endpoint, Protocol):
 
     def connect(self, blob: BlobSwarm) -> None: ...
     def fill(self, link: Link) -> None: ...
+    def fill_all(self) -> None: ...
     def refill(self, blob: BlobSwarm) -> None: ...
     def ban(self, link: Link, reason: str) -> None: ...
+
+
+class Watcher(Protocol):
+    """Told what comes from whom (`shoal.agent.timeline.DownloadTimeline`)."""
+
+    def received(self, peer: PeerInfo, count: int, now: float) -> None: ...
+    def stalled(self, peer: PeerInfo) -> None: ...
 
 
 class BlobSwarm:
@@ -42,7 +51,10 @@ class BlobSwarm:
         self.metainfo = pieces.metainfo
         self.digest = pieces.digest
         self.count = pieces.metainfo.count
+        self.share = Share(self.digest, small=self.metainfo.size <= SMALL)
         self.seeding = seeding
+        self._zone_share: tuple[int, int] | None = None
+        self._zoned = False
         self.picker: Picker | None = None
         self.links: dict[str, Link] = {}
         self._have: dict[str, int] = {}
@@ -50,6 +62,7 @@ class BlobSwarm:
         self._seeds: set[str] = set()
         self.candidates: dict[str, PeerInfo] = {}
         self.last_used = node.now()
+        self.watcher: Watcher | None = None
 
     # -- getting
 
@@ -58,8 +71,10 @@ class BlobSwarm:
         if self.picker is None and not self.pieces.all_verified:
             window = max(16, min(64, _WINDOW_BYTES // self.metainfo.piece_size))
             self.picker = Picker(self.count, self.pieces.verified, rng=self.node.rng, window=window)
-            for peer in self.links:
-                self.picker.add_peer(peer, self._have[peer], seed=peer in self._seeds)
+            if self._zone_share is not None:
+                self.picker.set_share(*self._zone_share)
+            for link in self.links.values():
+                self._introduce(self.picker, link)
         self.add_peers(peers)
         self.node.refill(self)
 
@@ -70,11 +85,26 @@ class BlobSwarm:
                 self.candidates[peer.id] = peer
         self.node.connect(self)
 
+    def keep_to_zone(self, share: tuple[int, int] | None) -> None:
+        """The tracker knows of zones: what comes from other zones is this host's share at most.
+
+        `share`: its place among the relays of its zone, and their number; None: it is none of them.
+        """
+        self._zoned, self._zone_share = True, share
+        if self.picker is not None and share is not None:
+            self.picker.set_share(*share)
+
+    def _introduce(self, picker: Picker, link: Link) -> None:
+        outside = self._zoned and link.peer is not None and link.peer.zone != self.node.peer.zone
+        seed = link.id in self._seeds
+        picker.add_peer(link.id, self._have[link.id], seed=seed, outside=outside)
+
     def stop_leeching(self) -> None:
         """Nothing more is wanted; what is here goes on being given."""
         if self.picker is None:
             return
         picker, self.picker = self.picker, None
+        self.watcher = None
         self.candidates.clear()
         for link in self.links.values():
             for index in picker.asked_of(link.id):
@@ -126,7 +156,7 @@ class BlobSwarm:
         if self.seeding is not None and not message.seed:
             self._show(link, self.seeding.join(link.id, have))
         if self.picker is not None:
-            self.picker.add_peer(link.id, have, seed=message.seed)
+            self._introduce(self.picker, link)
             self.node.fill(link)
 
     def on_have(self, link: Link, index: int) -> None:
@@ -153,7 +183,7 @@ class BlobSwarm:
         if self.links.get(link.id) is link:
             self._have[link.id] &= ~(1 << index)
         if self.picker is not None and self.picker.is_asked(link.id, index):
-            link.pace.dropped(self.metainfo.length(index))
+            link.forgo(self, index)
             self.picker.rejected(link.id, index)
             self.node.refill(self)
 
@@ -168,12 +198,14 @@ class BlobSwarm:
             self.seeding.leave(link.id)
         if self.picker is not None:
             for index in self.picker.asked_of(link.id):
-                link.pace.dropped(self.metainfo.length(index))
+                link.forgo(self, index)
             self.picker.remove_peer(link.id)
             self.node.refill(self)
 
     def release_requests(self, link: Link) -> None:
         """A peer stalls: what it was asked for may be asked of others."""
+        if self.watcher is not None and link.peer is not None:
+            self.watcher.stalled(link.peer)
         if self.picker is not None:
             for index in self.picker.asked_of(link.id):
                 link.cancel(self, index)
@@ -191,9 +223,10 @@ class BlobSwarm:
         if self.picker is None or not self.picker.is_asked(link.id, index):
             return False
         now = self.node.now()
-        link.pace.completed(len(payload), self.picker.arrived(link.id, index, now))
+        link.completed(len(payload), self.picker.arrived(link.id, index, now))
         self.node.spawn(self._check(link, index, payload))
         self.node.fill(link)
+        self.node.fill_all()
         return True
 
     async def _check(self, link: Link, index: int, payload: memoryview) -> None:
@@ -211,6 +244,8 @@ class BlobSwarm:
                 self.picker.failed(link.id, index)
             self.node.ban(link, f"a wrong piece {index} of {self.digest}")
             return
+        if self.watcher is not None and link.peer is not None:
+            self.watcher.received(link.peer, self.metainfo.length(index), self.node.now())
         self._got(index)
 
     async def take(self, index: int, data: bytes) -> bool:

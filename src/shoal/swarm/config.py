@@ -3,12 +3,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shoal.config.model import Config
-from shoal.config.units import Address, Bytes, Duration
+from shoal.config.units import Address, Bytes, Duration, Rate
+
+
+class PeerTlsConfig(Config):
+    """The certificates by which peers know each other. Both sides must prove one of the `ca`."""
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    """For this host; must name the host that `peer.advertise` says (DNS name or IP address)."""
+
+    key: Path | None = None
+    enabled: bool | None = None
+    """By default as soon as there is a certificate."""
+
+    @property
+    def on(self) -> bool:
+        """Whether peers speak TLS."""
+        return self.certificate is not None if self.enabled is None else self.enabled
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        files = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
+        missing = [name for name, path in files.items() if path is None]
+        if self.on and missing:
+            raise ValueError(f"TLS between peers needs {' and '.join(missing)}, too")
+        return self
 
 
 class PeerConfig(Config):
@@ -34,5 +60,25 @@ class PeerConfig(Config):
     request_timeout: Duration = 4.0
     """A piece that takes longer than this is asked for elsewhere."""
 
+    ingress: Rate = 0.0
+    """Bytes of pieces received per second, over all peers; 0: no limit."""
+
+    egress: Rate = 0.0
+    """Bytes of pieces sent per second, over all peers; 0: no limit."""
+
+    per_blob: Rate = 0.0
+    """Bytes of pieces of one blob per second, in each direction; 0: no limit."""
+
+    tls: PeerTlsConfig = PeerTlsConfig()
+
     idle_timeout: Duration = 60.0
     """A connection over which nothing is wanted is closed after this."""
+
+    @model_validator(mode="after")
+    def _accepts_more_than_it_dials(self) -> Self:
+        if self.max_accepted <= self.max_dialed:
+            raise ValueError(
+                f"max_accepted ({self.max_accepted}) must be above max_dialed "
+                f"({self.max_dialed}), or swarms fall into islands"
+            )
+        return self

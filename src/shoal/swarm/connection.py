@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """One TCP connection to a peer: frames in, frames and file ranges out.
 
-Works on the raw socket, since payload is received straight into the buffer that is then hashed and
-written, and leaves by sendfile, in both directions at once (asyncio's own sendfile stops reading
-meanwhile).
+Works on the socket itself, since payload is received straight into the buffer that is then hashed
+and written, and leaves by sendfile, in both directions at once (asyncio's own sendfile stops
+reading meanwhile). Payload keeps to the rate limits slice by slice: what may not be sent waits in
+the file, and what may not be received waits at the other side.
 """
 
 from __future__ import annotations
 
 import asyncio
+import enum
 import os
-import socket
 from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.swarm.limits import Share
 from shoal.swarm.pieces import SharedFile
+from shoal.swarm.streams import Stream
+from shoal.swarm.throttle import Throttle
 from shoal.swarm.wire import Decoder, Message, Piece, ProtocolError, encode
-
-_SLICE = 1024 * 1024
-"""Bytes per sendfile call: few enough that other connections get their turn."""
-
-_TURN = 8
-"""Socket calls per event, before others get their turn."""
 
 _MAX_UNSENT_CONTROL = 4 * 1024 * 1024
 """A peer that reads so little that this much of small frames piles up is dropped."""
@@ -35,6 +33,9 @@ class Handler(Protocol):
 
     def on_piece_header(self, piece: Piece) -> memoryview | None:
         """Memory for the payload; None to wait until `Connection.resume`."""
+
+    def share_of(self, piece: Piece) -> Share:
+        """On whose account a piece goes that comes."""
 
     def on_bytes(self, count: int) -> None: ...
 
@@ -50,27 +51,52 @@ class _Outgoing:
     piece: Piece
     file: SharedFile
     offset: int
+    share: Share
+
+
+class _Out(enum.Enum):
+    """How a turn of sending ended."""
+
+    EMPTY = enum.auto()
+    MORE = enum.auto()
+    """The socket takes no more for now, or others are to have their turn."""
+    HELD = enum.auto()
+    """The rate limit allows no more for now."""
 
 
 class Connection:
     """Owns the socket. All methods run in the event loop's thread and return at once."""
 
-    def __init__(self, sock: socket.socket, handler: Handler) -> None:
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._sock = sock
-        self._fd = sock.fileno()
+    def __init__(
+        self,
+        stream: Stream,
+        handler: Handler,
+        *,
+        ingress: Throttle | None = None,
+        egress: Throttle | None = None,
+    ) -> None:
+        self.stream = stream
+        self._fd = stream.fileno()
         self._handler = handler
+        self._ingress = ingress
+        self._egress = egress
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
         self._payload: memoryview | None = None
         self._paused: Piece | None = None
+        self._share_in = Share(None)
+        self._granted_in = 0
+        self._held_in = False
+        """It waits until the rate limit lets it receive."""
+        self._again_due = False
         self._control: deque[bytes] = deque()
         self._control_bytes = 0
         self._pieces: deque[_Outgoing] = deque()
         self._head = memoryview(b"")
         self._sending: _Outgoing | None = None
         self._left = 0
+        self._granted_out = 0
+        self._held_out = False
         self._flush_due = False
         self._writing = False
         self._closed = False
@@ -100,37 +126,39 @@ class Connection:
             return
         self._flush_soon()
 
-    def send_piece(self, piece: Piece, file: SharedFile, offset: int) -> None:
+    def send_piece(self, piece: Piece, file: SharedFile, offset: int, share: Share) -> None:
         """Queue a piece that lies at `offset` in the file."""
         if self.is_closed():
             return
         os.posix_fadvise(file.fd, offset, piece.length, os.POSIX_FADV_WILLNEED)
-        self._pieces.append(_Outgoing(piece, file.acquire(), offset))
+        self._pieces.append(_Outgoing(piece, file.acquire(), offset, share))
         self._flush_soon()
 
-    def cancel(self, channel: int, index: int) -> None:
-        """Take a piece that has not begun out of the queue."""
+    def cancel(self, channel: int, index: int) -> bool:
+        """Take a piece that has not begun out of the queue; whether it stood there."""
         for outgoing in self._pieces:
             if outgoing.piece.channel == channel and outgoing.piece.index == index:
                 self._pieces.remove(outgoing)
                 outgoing.file.release()
-                return
+                return True
+        return False
 
-    def drop(self, channel: int) -> None:
-        """Take all pieces of a channel that have not begun out of the queue."""
+    def drop(self, channel: int) -> bool:
+        """Take all pieces of a channel that have not begun out of the queue; whether any stood."""
         dropped = [outgoing for outgoing in self._pieces if outgoing.piece.channel == channel]
         for outgoing in dropped:
             self._pieces.remove(outgoing)
             outgoing.file.release()
+        return bool(dropped)
 
     @property
     def paused(self) -> bool:
-        """It waits for memory on this side, not for the other side."""
-        return self._paused is not None
+        """It waits for memory or a rate limit on this side, not for the other side."""
+        return self._paused is not None or self._held_in
 
     def stuck_since(self) -> float | None:
         """Since when the other side has taken nothing of what waits for it."""
-        if self._control or self._pieces or self._sending or self._head:
+        if not self._held_out and (self._control or self._pieces or self._sending or self._head):
             return self.last_progress_out
         return None
 
@@ -142,36 +170,43 @@ class Connection:
             self.last_progress_out = self._loop.time()
             self._loop.call_soon(self._flush)
 
+    def _writable(self) -> None:
+        if self.stream.read_needs_write and not self.paused:
+            self._readable()
+        self._flush()
+
     def _flush(self) -> None:
         self._flush_due = False
         if self.is_closed():
             return
         try:
-            finished = self._send_some()
+            state = self._send_some()
         except (BlockingIOError, InterruptedError):
-            finished = False
+            state = _Out.MORE
         except OSError as error:
             self.close(f"sending failed: {error}")
             return
-        if self.is_closed():
-            return
-        if finished and self._writing:
-            self._loop.remove_writer(self._fd)
-            self._writing = False
-        elif not finished and not self._writing:
-            self._loop.add_writer(self._fd, self._flush)
-            self._writing = True
+        if not self.is_closed():
+            self._watch_writable(watched=state is _Out.MORE or self.stream.read_needs_write)
 
-    def _send_some(self) -> bool:
-        """Send for one turn; whether nothing is left."""
-        for _ in range(_TURN):
+    def _watch_writable(self, *, watched: bool) -> None:
+        if watched and not self._writing:
+            self._loop.add_writer(self._fd, self._writable)
+        elif not watched and self._writing:
+            self._loop.remove_writer(self._fd)
+        self._writing = watched
+
+    def _send_some(self) -> _Out:
+        """Send for one turn."""
+        for _ in range(self.stream.turn):
             if self._head:
-                sent = self._sock.send(self._head)
+                sent = self.stream.send(self._head)
                 self._head = self._head[sent:]
             elif self._sending is not None:
-                self._send_slice(self._sending)
+                if not self._send_slice(self._sending):
+                    return _Out.HELD
                 if self.is_closed():
-                    return True
+                    return _Out.EMPTY
             elif self._control:
                 self._head = memoryview(b"".join(self._control))
                 self._control.clear()
@@ -183,32 +218,56 @@ class Connection:
                 self._head = memoryview(encode(self._sending.piece))
                 continue
             else:
-                return True
+                return _Out.EMPTY
             self.last_progress_out = self._loop.time()
-        return False
+        return _Out.MORE
 
-    def _send_slice(self, outgoing: _Outgoing) -> None:
+    def _send_slice(self, outgoing: _Outgoing) -> bool:
+        """False when the rate limit does not allow it now."""
+        count = self._left
+        if self._egress is not None:
+            if self._held_out:
+                return False
+            if not self._granted_out:
+                self._granted_out = self._egress.take(self._may_send, outgoing.share, count)
+                if not self._granted_out:
+                    self._held_out = True
+                    return False
+            count = self._granted_out
         offset = outgoing.offset + outgoing.piece.length - self._left
-        sent = os.sendfile(self._fd, outgoing.file.fd, offset, min(self._left, _SLICE))
+        sent = self.stream.send_file(outgoing.file.fd, offset, count)
         if sent == 0:
             self.close("a file became shorter while it was sent")
-            return
+            return True
         self._left -= sent
+        if self._egress is not None:
+            self._granted_out -= sent
         if self._left == 0:
             self._sending = None
             outgoing.file.release()
             self._handler.on_piece_sent(outgoing.piece)
+        return True
+
+    def _may_send(self, count: int) -> None:
+        self._granted_out = count
+        self._held_out = False
+        self.last_progress_out = self._loop.time()
+        self._flush()
 
     # -- in
 
     def _readable(self) -> None:
         try:
-            for _ in range(_TURN):
-                count = self._sock.recv_into(self._decoder.buffer())
+            for _ in range(self.stream.turn):
+                memory = self._room()
+                if memory is None:
+                    return
+                count = self.stream.receive(memory)
                 if count == 0:
                     self.close("it closed the connection")
                     return
                 if self._payload is not None:
+                    self._granted_in -= count if self._ingress is not None else 0
                     self._handler.on_bytes(count)
                 message = self._decoder.received(count)
                 if message is not None:
@@ -216,11 +275,46 @@ class Connection:
                 if self.is_closed() or self._paused is not None:
                     return
         except (BlockingIOError, InterruptedError):
+            if self.stream.read_needs_write:
+                self._watch_writable(watched=True)
             return
         except ProtocolError as error:
             self.close(f"protocol error: {error}")
+            return
         except OSError as error:
             self.close(f"receiving failed: {error}")
+            return
+        self._read_what_is_buffered()
+
+    def _read_what_is_buffered(self) -> None:
+        # The socket will not tell of what TLS has taken from it already.
+        if not self._again_due and self.stream.buffered():
+            self._again_due = True
+            self._loop.call_soon(self._again)
+
+    def _again(self) -> None:
+        self._again_due = False
+        if not self.is_closed() and not self.paused:
+            self._readable()
+
+    def _room(self) -> memoryview | None:
+        """Memory for the next bytes; None when the rate limit allows none now."""
+        memory = self._decoder.buffer()
+        if self._payload is None or self._ingress is None:
+            return memory
+        if not self._granted_in:
+            self._granted_in = self._ingress.take(self._may_receive, self._share_in, len(memory))
+            if not self._granted_in:
+                self._held_in = True
+                self._loop.remove_reader(self._fd)
+                return None
+        return memory[: self._granted_in]
+
+    def _may_receive(self, count: int) -> None:
+        self._granted_in = count
+        self._held_in = False
+        self._loop.add_reader(self._fd, self._readable)
+        self._readable()
 
     def _take(self, message: Message) -> None:
         if not isinstance(message, Piece):
@@ -237,6 +331,7 @@ class Connection:
         memory = self._handler.on_piece_header(piece)
         if memory is not None:
             self._payload = memory
+            self._share_in = self._handler.share_of(piece)
             self._decoder.take_payload(memory)
             return True
         if not self.is_closed():
@@ -252,6 +347,7 @@ class Connection:
         try:
             if self._ask_for_memory(piece):
                 self._loop.add_reader(self._fd, self._readable)
+                self._read_what_is_buffered()
         except ProtocolError as error:
             self.close(f"protocol error: {error}")
 
@@ -264,13 +360,23 @@ class Connection:
         self._closed = True
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
-        self._sock.close()
+        self.stream.close()
+        self._give_back_grants()
         for outgoing in self._pieces:
             outgoing.file.release()
         if self._sending is not None:
             self._sending.file.release()
         self._pieces.clear()
         self._handler.on_closed(reason)
+
+    def _give_back_grants(self) -> None:
+        if self._ingress is not None:
+            self._ingress.leave(self._may_receive)
+            self._ingress.give_back(self._share_in, self._granted_in)
+        if self._egress is not None:
+            self._egress.leave(self._may_send)
+            if self._sending is not None:
+                self._egress.give_back(self._sending.share, self._granted_out)
 
     @property
     def payload(self) -> memoryview | None:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections import Counter
+import itertools
+from collections import Counter, defaultdict
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
@@ -14,14 +15,18 @@ import structlog
 from shoal.model.digest import Digest
 from shoal.swarm.config import PeerConfig
 from shoal.swarm.connection import Connection
+from shoal.swarm.limits import Share
 from shoal.swarm.metainfo import Metainfo
-from shoal.swarm.pace import Pace
+from shoal.swarm.meter import Meter
+from shoal.swarm.pace import Intake, Pace
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.pieces import PieceFile
+from shoal.swarm.streams import Stream
+from shoal.swarm.throttle import Throttle
 from shoal.swarm.traffic import Traffic
+from shoal.swarm.trickle import Trickle
 from shoal.swarm.wire import (
     MAX_CHANNELS,
-    MAX_PIECES,
     VERSION,
     Cancel,
     Close,
@@ -47,6 +52,33 @@ MAX_OPENING = 1024
 """Blobs that a peer may have opened and that are still being looked up here."""
 
 
+MAX_REPEATS = 64
+"""Pieces sent a second time to one peer, beyond the number that the blob has."""
+
+MAX_OPENING_BYTES = 4 * 1024 * 1024
+"""Bits of the blobs that a peer may have opened and that are still being looked up here."""
+
+_names = itertools.count()
+
+
+@dataclass(slots=True)
+class _Given:
+    """The pieces of a blob that a peer was sent, and how many of them more than once."""
+
+    pieces: int = 0
+    count: int = 0
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A blob that a peer has opened and that is being looked up here."""
+
+    bits: bytes
+    count: int
+    fresh: int = 0
+    """The pieces that the peer has got meanwhile."""
+
+
 class SharedBlob(Protocol):
     """A blob as its links see it."""
 
@@ -54,6 +86,7 @@ class SharedBlob(Protocol):
     count: int
     metainfo: Metainfo
     pieces: PieceFile
+    share: Share
 
     def shown_at_first(self) -> tuple[bytes, bool]: ...
     def on_have(self, link: Link, index: int) -> None: ...
@@ -63,12 +96,29 @@ class SharedBlob(Protocol):
     def on_gone(self, link: Link) -> None: ...
 
 
+class Uploads(Protocol):
+    """What the peers have asked for, as the links see it."""
+
+    def ask(self, link: Link, blob: SharedBlob, index: int) -> None: ...
+    def cancel(self, link: Link, blob: SharedBlob, index: int) -> bool: ...
+    def drop(self, link: Link, blob: SharedBlob) -> None: ...
+    def sent(self, link: Link) -> None: ...
+    def leave(self, link: Link) -> None: ...
+    def waiting(self, link: Link) -> int: ...
+
+
 class Endpoint(Protocol):
     """The process's peer endpoint as its links see it."""
 
     config: PeerConfig
     peer: PeerInfo
     traffic: Traffic
+    ingress: Throttle | None
+    egress: Throttle | None
+    intake: Intake
+
+    @property
+    def uploads(self) -> Uploads: ...
 
     def now(self) -> float: ...
     def spawn(self, work: Coroutine[Any, Any, None]) -> object: ...
@@ -83,8 +133,9 @@ class Endpoint(Protocol):
 class Link:
     """One peer. Says hello at once; everything else waits for the other side's hello."""
 
-    def __init__(self, node: Endpoint, sock: socket.socket, *, dialed: bool) -> None:
+    def __init__(self, node: Endpoint, stream: Stream, *, dialed: bool) -> None:
         self.node = node
+        self.name = f"link-{next(_names)}"
         self.dialed = dialed
         self.peer: PeerInfo | None = None
         self.pace = Pace(limit=node.config.pipeline, timeout=node.config.request_timeout)
@@ -92,17 +143,21 @@ class Link:
         """Our channel of each blob that we opened towards this peer."""
         self._ours: dict[int, SharedBlob] = {}
         self._theirs: dict[int, SharedBlob] = {}
-        self._opening: dict[int, int] = {}
-        """Their channels of blobs being looked up here, and the pieces they have got meanwhile."""
+        self._opening: dict[int, _Opening] = {}
+        """Their channels of blobs being looked up here."""
         self._refused: set[int] = set()
         """Their channels of blobs that are not here; frames on them may still be under way."""
         self._checking: set[tuple[SharedBlob, int]] = set()
         self._due: Counter[tuple[SharedBlob, int]] = Counter()
         """Pieces that may still come: asked for, cancelled ones included."""
+        self._given: defaultdict[SharedBlob, _Given] = defaultdict(_Given)
+        self.received = Meter()
+        self.sent = Meter()
         self._next_channel = 0
         self.greeted: asyncio.Future[PeerInfo] = asyncio.get_running_loop().create_future()
-        self.last_wanted = node.now()
-        self.connection = Connection(sock, self)
+        self.since = self.last_wanted = node.now()
+        self.trickle = Trickle(node.config.request_timeout)
+        self.connection = Connection(stream, self, ingress=node.ingress, egress=node.egress)
         self.connection.send(Hello(VERSION, node.peer))
 
     @property
@@ -120,6 +175,17 @@ class Link:
     def close(self, reason: str) -> None:
         """Close the connection."""
         self.connection.close(reason)
+
+    def greet_within(self, seconds: float) -> None:
+        """Close the connection unless the peer says who it is in time."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(seconds, self.close, "no handshake in time")
+        self.greeted.add_done_callback(lambda _: timer.cancel())
+
+    @property
+    def refused(self) -> int:
+        """Blobs that the peer opened and that are not here."""
+        return len(self._refused)
 
     # -- what the node and its blobs tell this peer
 
@@ -142,7 +208,10 @@ class Link:
         channel = self.blobs.pop(blob, None)
         if channel is not None:
             self._ours.pop(channel, None)
-            self.connection.drop(channel)
+            self._given.pop(blob, None)
+            self.node.uploads.drop(self, blob)
+            if self.connection.drop(channel):
+                self.node.uploads.sent(self)
             self.connection.send(Close(channel))
 
     def show(self, blob: SharedBlob, index: int) -> None:
@@ -156,12 +225,33 @@ class Link:
         now = self.node.now()
         self.last_wanted = now
         self.pace.asked(blob.metainfo.length(index), now)
+        if self._counts:
+            self.node.intake.asked()
         self._due[blob, index] += 1
         self.connection.send(Request(self.blobs[blob], index))
 
+    def forgo(self, blob: SharedBlob, index: int) -> None:
+        """A piece that was asked for is no longer counted on."""
+        self.pace.dropped(blob.metainfo.length(index))
+        self._settled()
+
+    def completed(self, length: int, took: float) -> None:
+        """A piece is whole, `took` seconds after it was asked for."""
+        self.pace.completed(length, took)
+        self._settled()
+
+    @property
+    def _counts(self) -> bool:
+        # What seeds show is not to be had elsewhere: their queues do not count.
+        return self.peer is not None and not self.peer.origin
+
+    def _settled(self) -> None:
+        if self._counts:
+            self.node.intake.settled()
+
     def cancel(self, blob: SharedBlob, index: int) -> None:
         """A piece came from elsewhere."""
-        self.pace.dropped(blob.metainfo.length(index))
+        self.forgo(blob, index)
         channel = self.blobs.get(blob)
         if channel is not None:
             self.connection.send(Cancel(channel, index))
@@ -197,13 +287,16 @@ class Link:
 
     def _on_channel(self, message: Message) -> None:
         match message:
-            case Open(channel):
-                if len(self._opening) >= MAX_OPENING:
-                    raise ProtocolError(f"more than {MAX_OPENING} blobs opened at once")
+            case Open(channel, _, count, bits):
+                held = sum(len(it.bits) for it in self._opening.values()) + len(bits)
+                if len(self._opening) >= MAX_OPENING or held > MAX_OPENING_BYTES:
+                    raise ProtocolError(
+                        f"more than {MAX_OPENING} blobs or {MAX_OPENING_BYTES} bytes opened at once"
+                    )
                 if channel in self._opening or channel in self._theirs:
                     raise ProtocolError(f"channel {channel} is open already")
                 self._refused.discard(channel)
-                self._opening[channel] = 0
+                self._opening[channel] = _Opening(bits, count)
                 self.node.on_open(self, message)
             case Unknown(channel):
                 blob = self._ours.pop(channel, None)
@@ -228,10 +321,11 @@ class Link:
 
         None when it has closed it meanwhile.
         """
-        fresh = self._opening.pop(channel, None)
-        if fresh is not None:
-            self._theirs[channel] = blob
-        return fresh
+        opening = self._opening.pop(channel, None)
+        if opening is None:
+            return None
+        self._theirs[channel] = blob
+        return opening.fresh
 
     def refuse(self, channel: int) -> None:
         """A blob that the peer opened is not here."""
@@ -243,8 +337,11 @@ class Link:
             self.connection.send(Unknown(channel))
 
     def _on_have(self, channel: int, index: int) -> None:
-        if channel in self._opening and index < MAX_PIECES:
-            self._opening[channel] |= 1 << index
+        opening = self._opening.get(channel)
+        if opening is not None:
+            if index >= opening.count:
+                raise ProtocolError(f"piece {index} of a blob opened with {opening.count}")
+            opening.fresh |= 1 << index
         elif channel not in self._refused:
             self._their_blob(channel, index).on_have(self, index)
 
@@ -258,13 +355,14 @@ class Link:
 
     def _on_request(self, blob: SharedBlob, index: int) -> None:
         self.last_wanted = self.node.now()
-        if self.connection.pieces_queued + len(self._checking) >= MAX_QUEUED:
+        queued = self.node.uploads.waiting(self) + self.connection.pieces_queued
+        if queued + len(self._checking) >= MAX_QUEUED:
             raise ProtocolError(f"more than {MAX_QUEUED} pieces asked for at once")
         if blob not in self.blobs or (blob, index) in self._checking:
             return
         blob.on_request(self, index)
         if blob.pieces.verified >> index & 1:
-            self._give(blob, index)
+            self.node.uploads.ask(self, blob, index)
         else:
             self._checking.add((blob, index))
             self.node.spawn(self._check_and_give(blob, index))
@@ -283,7 +381,7 @@ class Link:
         if not wanted:
             return
         if right:
-            self._give(blob, index)
+            self.node.uploads.ask(self, blob, index)
             return
         channel = self.blobs.get(blob)
         if channel is not None:
@@ -291,18 +389,29 @@ class Link:
         if claimed:
             self.node.on_damaged(blob.digest, index)
 
-    def _give(self, blob: SharedBlob, index: int) -> None:
+    def give(self, blob: SharedBlob, index: int) -> bool:
+        """Send a piece, whose turn it is; False when there is nothing to send any more."""
         channel = self.blobs.get(blob)
-        if channel is not None:
-            start, stop = blob.metainfo.span(index)
-            piece = Piece(channel, index, stop - start)
-            self.connection.send_piece(piece, blob.pieces.file, start)
+        if channel is None or self.closed:
+            return False
+        again = self._given[blob]
+        again.count += again.pieces >> index & 1
+        again.pieces |= 1 << index
+        if again.count > blob.count + MAX_REPEATS:
+            self.close("protocol error: it asks for the same pieces over and over")
+            return False
+        start, stop = blob.metainfo.span(index)
+        piece = Piece(channel, index, stop - start)
+        self.connection.send_piece(piece, blob.pieces.file, start, blob.share)
+        return not self.closed
 
     def _on_cancel(self, blob: SharedBlob, index: int) -> None:
         self._checking.discard((blob, index))
+        if self.node.uploads.cancel(self, blob, index):
+            return
         channel = self.blobs.get(blob)
-        if channel is not None:
-            self.connection.cancel(channel, index)
+        if channel is not None and self.connection.cancel(channel, index):
+            self.node.uploads.sent(self)
 
     def on_piece_header(self, piece: Piece) -> memoryview | None:
         """Memory for a piece's bytes, whether it is still wanted or not."""
@@ -316,6 +425,10 @@ class Link:
             raise ProtocolError(f"piece {piece.index} of {blob.digest} was not asked for")
         return self.node.take_memory(self, piece.length)
 
+    def share_of(self, piece: Piece) -> Share:
+        """On whose account a piece's bytes go."""
+        return self._their_blob(piece.channel, piece.index).share
+
     def _no_longer_due(self, blob: SharedBlob, index: int) -> None:
         self._due[blob, index] -= 1
         if self._due[blob, index] <= 0:
@@ -323,7 +436,10 @@ class Link:
 
     def on_bytes(self, count: int) -> None:
         """Some bytes of a piece came."""
-        self.pace.bytes_came(self.node.now())
+        now = self.node.now()
+        self.pace.bytes_came(now)
+        self.trickle.came(count)
+        self.received.add(count, now)
         self.node.traffic.received(self.peer, count)
 
     def on_piece(self, piece: Piece, payload: memoryview) -> None:
@@ -335,8 +451,10 @@ class Link:
 
     def on_piece_sent(self, piece: Piece) -> None:
         """A piece is in the hands of the kernel."""
-        self.last_wanted = self.node.now()
+        self.last_wanted = now = self.node.now()
+        self.sent.add(piece.length, now)
         self.node.traffic.sent(self.peer, piece.length)
+        self.node.uploads.sent(self)
 
     def on_closed(self, reason: str) -> None:
         """The connection is no more."""
@@ -352,6 +470,8 @@ class Link:
         self._opening.clear()
         self._checking.clear()
         self._due.clear()
+        self._given.clear()
+        self.node.uploads.leave(self)
         for blob in attached:
             blob.on_gone(self)
         self.node.on_closed(self, reason)

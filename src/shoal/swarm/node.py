@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
-import socket
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,35 +12,45 @@ from typing import Any, Protocol
 
 import structlog
 
-from shoal.config.units import split_address
 from shoal.model.digest import Digest
+from shoal.swarm.asking import Asking
+from shoal.swarm.bans import Bans
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.buffers import Buffers
 from shoal.swarm.config import PeerConfig
+from shoal.swarm.doors import Doors
 from shoal.swarm.link import Link
+from shoal.swarm.pace import Intake
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.pieces import PieceFile
+from shoal.swarm.security import speaks_for
 from shoal.swarm.seeding import Seeding
+from shoal.swarm.slots import LinkPolicy, Standing
+from shoal.swarm.streams import Stream
+from shoal.swarm.throttle import throttle
 from shoal.swarm.traffic import Traffic
 from shoal.swarm.turns import Turns
+from shoal.swarm.uploads import UploadQueue
 from shoal.swarm.wire import Open, ProtocolError
-
-_TICK = 0.1
-"""Seconds between looks for late pieces and stalled peers, while something is being fetched."""
 
 _JANITOR = 5.0
 _THREADS = 2
 """That check pieces and write them; hashing and writing leave the event loop its core."""
 
-_ACCEPT_PAUSE = 1.0
-_MAX_STRIKES = 3
-_BAN = 30.0
-_MAX_BAN = 3600.0
-_STUCK = 30.0
+_STUCK = 10.0
 """Seconds that a peer may take nothing of what it asked for."""
 
 _CREDIT_BYTES = 8 * 1024 * 1024
 """What a seed shows a leecher in advance; at least 4 pieces."""
+
+_AHEAD = 32
+"""Pieces that a seed shows all leechers of a blob in advance."""
+
+_SILENT = 1.0
+"""Seconds for a hello when there is no room for others."""
+
+_MAX_WISHES = 1024
+"""Blobs that a peer asked for in vain and is told of when they are here."""
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +84,10 @@ class SwarmNode:
         seeding: SeedingPlan | None = None,
         seed: int | None = None,
     ) -> None:
-        """`seeding`: given by origins, which show pieces bit by bit. `seed`: for the picker."""
+        """`seeding`: given by origins, which show pieces bit by bit. `seed`: for the picker.
+
+        Raises `CannotSecure` when a file of the TLS config is of no use.
+        """
         self.config = config
         self.peer = peer
         self.provider = provider
@@ -92,11 +103,28 @@ class SwarmNode:
         self._wishes: dict[Digest, set[Link]] = {}
         self._strangers: set[Link] = set()
         self._dialing: set[str] = set()
-        self._banned: dict[str, tuple[float, int]] = {}
+        self._renamed: dict[tuple[str, int, str], str] = {}
+        """Who answered where another id was expected: a process that was started anew."""
         self._opening: dict[Digest, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._listener: socket.socket | None = None
-        self._ticking = False
+        self.ingress = throttle(config.ingress, config.per_blob)
+        self.egress = throttle(config.egress, config.per_blob)
+        self.uploads = UploadQueue(self.now)
+        self.intake = Intake()
+        self.bans = Bans()
+        self._policy = LinkPolicy(max_dialed=config.max_dialed, max_accepted=config.max_accepted)
+        self._doors = Doors(
+            config, self.traffic, has_room=self._has_room, enter=self._enter, spawn=self.spawn
+        )
+        self._asking = Asking(
+            self.links,
+            self.blobs,
+            self.traffic,
+            intake=self.intake,
+            now=self.now,
+            spawn=self.spawn,
+            keep_away=self.keep_away,
+        )
 
     def now(self) -> float:
         """The event loop's clock in seconds."""
@@ -106,31 +134,33 @@ class SwarmNode:
 
     async def start(self) -> None:
         """Listen; raises OSError when the address is taken."""
-        host, port = split_address(self.config.listen)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=1024)
-        listener.setblocking(False)
-        self._listener = listener
-        self._listen()
+        self._doors.open()
         self.spawn(self._janitor())
-
-    def _listen(self) -> None:
-        if self._listener is not None:
-            asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     @property
     def listening(self) -> bool:
         """Whether peers can connect."""
-        return self._listener is not None
+        return self._doors.port > 0
+
+    @property
+    def port(self) -> int:
+        """The port listened on; 0 when there is none."""
+        return self._doors.port
+
+    @property
+    def secured(self) -> bool:
+        """Whether peers speak TLS."""
+        return self._doors.secured
 
     async def stop(self) -> None:
         """Close everything."""
-        if self._listener is not None:
-            asyncio.get_running_loop().remove_reader(self._listener.fileno())
-            self._listener.close()
-            self._listener = None
+        self._doors.close()
         for link in (*self.links.values(), *self._strangers):
             link.close("this side stops")
+        self.uploads.stop()
+        for throttle_ in (self.ingress, self.egress):
+            if throttle_ is not None:
+                throttle_.stop()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -164,7 +194,9 @@ class SwarmNode:
         if self._seeding is not None:
             rank, seeds = self._seeding.rank(pieces.digest)
             credit = max(4, _CREDIT_BYTES // pieces.metainfo.piece_size)
-            seeding = Seeding(pieces.metainfo.count, rank=rank, seeds=seeds, credit=credit)
+            seeding = Seeding(
+                pieces.metainfo.count, rank=rank, seeds=seeds, credit=credit, ahead=_AHEAD
+            )
         blob = self.blobs[pieces.digest] = BlobSwarm(self, pieces, seeding)
         for link in self._wishes.pop(pieces.digest, ()):
             link.attach(blob)
@@ -174,7 +206,7 @@ class SwarmNode:
         """Take part in a blob and fetch what is missing of it."""
         blob = self.add(pieces)
         blob.leech(peers)
-        self._keep_ticking()
+        self._asking.keep_ticking()
         return blob
 
     def remove(self, digest: Digest) -> None:
@@ -182,6 +214,7 @@ class SwarmNode:
         blob = self.blobs.pop(digest, None)
         if blob is not None:
             blob.close()
+            self._asking.forget(blob)
 
     def on_open(self, link: Link, message: Open) -> None:
         """A peer takes part in a blob."""
@@ -201,7 +234,8 @@ class SwarmNode:
         if link.closed:
             return
         if blob is None:
-            self._wishes.setdefault(digest, set()).add(link)
+            if link.refused < _MAX_WISHES:
+                self._wishes.setdefault(digest, set()).add(link)
             link.refuse(message.channel)
             return
         try:
@@ -225,30 +259,38 @@ class SwarmNode:
 
     def connect(self, blob: BlobSwarm) -> None:
         """Get links to a blob's candidates, up to the number that one blob may dial."""
-        links = 0
+        linked = 0
         for peer in tuple(blob.candidates.values()):
-            link = self.links.get(peer.id)
+            link = self._link_to(peer)
             if link is not None:
                 link.attach(blob)
-                links += 1
+                linked += 1
+        wanted = self._policy.to_dial(linked)
         for peer in tuple(blob.candidates.values()):
-            if links >= self.config.max_dialed:
+            if wanted <= 0:
                 return
-            if peer.id in self.links or self._is_banned(peer.id):
+            if self._link_to(peer) is not None or self.bans.holds(peer.id, self.now()):
                 continue
-            links += 1
+            wanted -= 1
             if peer.id not in self._dialing:
                 self._dialing.add(peer.id)
                 self.spawn(self._dial(peer))
+
+    def _link_to(self, peer: PeerInfo) -> Link | None:
+        """The link to a peer; also when it was started anew since the tracker heard of it."""
+        link = self.links.get(peer.id)
+        if link is None and (now_called := self._renamed.get((peer.host, peer.port, peer.id))):
+            link = self.links.get(now_called)
+        return link
 
     async def _dial(self, peer: PeerInfo) -> None:
         link = None
         try:
             async with asyncio.timeout(self.config.handshake_timeout):
-                sock = await _connect(peer.host, peer.port)
-                link = Link(self, sock, dialed=True)
-                self._strangers.add(link)
-                await link.greeted
+                link = self._begin(await self._doors.dial(peer), dialed=True)
+                greeted = await link.greeted
+            if greeted.id != peer.id:
+                self._renamed[peer.host, peer.port, peer.id] = greeted.id
         except (OSError, TimeoutError) as error:
             if link is not None:
                 link.close("no handshake in time")
@@ -264,56 +306,57 @@ class SwarmNode:
                 del blob.candidates[peer.id]
                 self.connect(blob)
 
-    def _accept(self) -> None:
-        if self._listener is None:
-            return
-        try:
-            sock, _ = self._listener.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # Out of descriptors, most likely: the listener would be ready again at once.
-            log.warning("no peer accepted for a while", error=str(error), s=_ACCEPT_PAUSE)
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._listener.fileno())
-            loop.call_later(_ACCEPT_PAUSE, self._listen)
-            return
-        accepted = sum(not link.dialed for link in (*self.links.values(), *self._strangers))
-        if accepted >= self.config.max_accepted and not self._make_room():
-            sock.close()
-            return
-        link = Link(self, sock, dialed=False)
+    def _begin(self, stream: Stream, *, dialed: bool) -> Link:
+        link = Link(self, stream, dialed=dialed)
         self._strangers.add(link)
-        self.spawn(self._await_hello(link))
+        return link
 
-    def _make_room(self) -> bool:
-        """Close a link over which nothing was wanted for a second, if there is one."""
-        now = self.now()
-        idle = [
-            link
-            for link in self.links.values()
-            if not link.dialed
-            and link.pace.in_flight == 0
-            and link.connection.pieces_queued == 0
-            and now - link.last_wanted > 1
+    def _has_room(self, entering: int) -> bool:
+        """Whether one more connection can be taken in; perhaps another one makes room."""
+        accepted = [link for link in self.links.values() if not link.dialed]
+        strangers = [link for link in self._strangers if not link.dialed]
+        if self._policy.has_room(len(accepted) + len(strangers) + entering):
+            return True
+        standings = [
+            Standing(
+                link.id,
+                link.since,
+                link.last_wanted,
+                bool(link.pace.in_flight or link.connection.pieces_queued)
+                or self.uploads.waiting(link) > 0,
+            )
+            for link in accepted
         ]
-        if idle:
-            min(idle, key=lambda link: link.last_wanted).close("room is made for another peer")
-        return bool(idle)
+        peer = self._policy.make_room(standings, self.now())
+        if peer is not None:
+            self.links[peer].close("room is made for another peer")
+            return True
+        # Whoever connects and says nothing must not keep others out for as long as it may.
+        oldest = min(strangers, key=lambda link: link.since, default=None)
+        if oldest is None or self.now() - oldest.since < _SILENT:
+            return False
+        oldest.close("no handshake while others wait")
+        return True
 
-    async def _await_hello(self, link: Link) -> None:
-        try:
-            async with asyncio.timeout(self.config.handshake_timeout):
-                await asyncio.shield(link.greeted)
-        except (OSError, TimeoutError):
-            link.close("no handshake in time")
+    def _enter(self, stream: Stream) -> None:
+        link = self._begin(stream, dialed=False)
+        link.greet_within(self.config.handshake_timeout)
 
     def on_greeted(self, link: Link, peer: PeerInfo) -> None:
         """A peer has said who it is."""
-        if peer.id == self.peer.id or self._is_banned(peer.id):
+        if peer.id == self.peer.id or self.bans.holds(peer.id, self.now()):
             link.close("it is this process itself, or kept away")
             return
+        if not speaks_for(link.connection.stream, peer.host):
+            self.traffic.refused("identity")
+            log.warning("peer refused", peer=peer.host, reason="its certificate names other hosts")
+            link.close(f"its certificate does not name {peer.host}, which it says that it is")
+            return
         known = self.links.get(peer.id)
+        if known is not None and known.peer is not None and _place(known.peer) != _place(peer):
+            self.traffic.refused("identity")
+            link.close(f"another peer at {known.peer.host}:{known.peer.port} has its id")
+            return
         crossed = known is not None and known.dialed != link.dialed
         if crossed and link.dialed != (self.peer.id < peer.id):
             # Both sides dialed at once: both keep the connection that the smaller id dialed.
@@ -349,43 +392,32 @@ class SwarmNode:
                     self.connect(blob)
 
     def ban(self, link: Link, reason: str) -> None:
-        """Close a link and stay away from its peer, longer each time."""
-        peer = link.id
-        _, strikes = self._banned.get(peer, (0.0, 0))
-        self._banned[peer] = (self.now() + min(_MAX_BAN, _BAN * 2**strikes), strikes + 1)
+        """Close a link whose peer sent wrong pieces, and stay away from it, longer each time."""
         self.traffic.wrong_pieces.inc()
-        log.warning("peer kept away", peer=peer, reason=reason, strikes=strikes + 1)
-        link.close(reason)
+        self.keep_away(link, reason)
 
-    def _is_banned(self, peer: str) -> bool:
-        until, _ = self._banned.get(peer, (0.0, 0))
-        return self.now() < until
+    def keep_away(self, link: Link, reason: str) -> None:
+        """Close a link and stay away from its peer, longer each time."""
+        strikes = self.bans.add(link.id, self.now())
+        log.warning("peer kept away", peer=link.id, reason=reason, strikes=strikes)
+        link.close(reason)
 
     # -- requests
 
     def fill(self, link: Link) -> None:
-        """Ask a peer for as much as its pace allows, in turn over the blobs it has."""
-        if link.closed:
-            return
-        now = self.now()
-        wanting = [blob for blob in self._shared(link) if blob.picker and link.id in blob.links]
-        while wanting:
-            for blob in tuple(wanting):
-                if not link.pace.room(blob.metainfo.piece_size, now):
-                    return
-                index = blob.picker.pick(link.id, now) if blob.picker is not None else None
-                if index is None:
-                    wanting.remove(blob)
-                else:
-                    link.request(blob, index)
+        """Ask a peer for as much as its pace allows."""
+        self._asking.fill(link)
+
+    def fill_all(self) -> None:
+        """Ask all peers, those first that are quick."""
+        self._asking.fill_all()
+
+    def refill(self, blob: BlobSwarm) -> None:
+        """Pieces of a blob can be asked for again."""
+        self._asking.refill(blob)
 
     def _shared(self, link: Link) -> list[BlobSwarm]:
         return [self.blobs[blob.digest] for blob in link.blobs if blob.digest in self.blobs]
-
-    def refill(self, blob: BlobSwarm) -> None:
-        """Pieces of a blob can be asked for again: of anyone who has room."""
-        for link in tuple(blob.links.values()):
-            self.fill(link)
 
     def take_memory(self, link: Link, length: int) -> memoryview | None:
         """Memory for a piece; a link that gets none is told when there is some."""
@@ -407,33 +439,12 @@ class SwarmNode:
 
     # -- time
 
-    def _keep_ticking(self) -> None:
-        if not self._ticking:
-            self._ticking = True
-            self.spawn(self._tick())
-
-    async def _tick(self) -> None:
-        """Runs while anything is being fetched."""
-        try:
-            while any(blob.picker is not None for blob in self.blobs.values()):
-                await asyncio.sleep(_TICK)
-                now = self.now()
-                for link in tuple(self.links.values()):
-                    if link.connection.paused:
-                        link.pace.bytes_came(now)  # It is this side that takes nothing.
-                    elif link.pace.stalled(now):
-                        self._stalled(link, now)
-                    self.fill(link)
-        finally:
-            self._ticking = False
-
-    def _stalled(self, link: Link, now: float) -> None:
-        self.traffic.stalls.inc()
-        if link.pace.punish(now) >= _MAX_STRIKES:
-            link.close("it sent nothing of what it was asked for, again and again")
-            return
-        for blob in self._shared(link):
-            blob.release_requests(link)
+    def _drop_stuck(self, link: Link) -> None:
+        reason = "it takes nothing of what it asked for"
+        if link.peer is None:
+            link.close(reason)
+        else:
+            self.keep_away(link, reason)
 
     async def _janitor(self) -> None:
         while True:
@@ -442,7 +453,7 @@ class SwarmNode:
             for link in tuple(self.links.values()):
                 stuck = link.connection.stuck_since()
                 if stuck is not None and now - stuck > _STUCK:
-                    link.close("it takes nothing of what it asked for")
+                    self._drop_stuck(link)
                 elif now - link.last_wanted > self.config.idle_timeout and not any(
                     blob.picker is not None for blob in self._shared(link)
                 ):
@@ -457,38 +468,9 @@ class SwarmNode:
             if not any(blob.picker is not None for blob in self.blobs.values()):
                 self._buffers.trim()
             self._wishes = {digest: links for digest, links in self._wishes.items() if links}
-            self._banned = {p: ban for p, ban in self._banned.items() if ban[0] + _MAX_BAN > now}
+            self._renamed = {k: peer for k, peer in self._renamed.items() if peer in self.links}
+            self.bans.forgive(now)
 
 
-async def _connect(host: str, port: int) -> socket.socket:
-    """Connect to the first address of the host that answers."""
-    loop = asyncio.get_running_loop()
-    # Only names need a resolver, which costs a thread; numbers are parsed in place.
-    addresses = (
-        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        if _is_numeric(host)
-        else await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    )
-    failure: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in addresses:
-        sock = socket.socket(family, kind, protocol)
-        sock.setblocking(False)
-        try:
-            await loop.sock_connect(sock, address)
-        except OSError as error:
-            sock.close()
-            failure = error
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise failure
-
-
-def _is_numeric(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+def _place(peer: PeerInfo) -> tuple[str, int]:
+    return peer.host, peer.port

@@ -14,6 +14,12 @@ MAX_PIECES = 128
 _FIRST_PENALTY = 2.0
 _MAX_PENALTY = 60.0
 
+_MIN_TIMEOUT = 1.0
+"""Seconds of silence that any peer is allowed, however quick it was."""
+
+AHEAD = 24
+"""Pieces that a host asks for in advance over all peers that are not seeds."""
+
 
 class Pace:
     """The pipeline of one peer: grows while pieces come quickly, shrinks when they queue up."""
@@ -26,8 +32,12 @@ class Pace:
         self._strikes = 0
         self._away_until = 0.0
         self._last_bytes = 0.0
+        self._typical = 0.0
+        """Smoothed seconds from asking for a piece until it is whole; 0 before the first."""
         self.in_flight = 0
         """Bytes asked for and not yet come."""
+        self.expected = 0.0
+        """Seconds that another piece would take, judging by the last ones; 0 when none has come."""
         self._pieces = 0
 
     def room(self, length: int, now: float) -> bool:
@@ -42,11 +52,13 @@ class Pace:
             self._last_bytes = now
         self.in_flight += length
         self._pieces += 1
+        self.expected += self._typical
 
     def dropped(self, length: int) -> None:
         """A piece will not come: cancelled, rejected or given up."""
         self.in_flight -= length
         self._pieces -= 1
+        self.expected -= self._typical
 
     def bytes_came(self, now: float) -> None:
         """Some of a piece's bytes came."""
@@ -57,14 +69,22 @@ class Pace:
         self.in_flight -= length
         self._pieces -= 1
         self._strikes = 0
+        self._typical += (took - self._typical) / 4 if self._typical else took
+        self.expected = self._typical * (1 + self._pieces)
         if took < _FAST:
             self._target = min(self._limit, self._target + length)
         elif took > _SLOW:
             self._target = max(length, self._target // 2)
 
     def stalled(self, now: float) -> bool:
-        """Bytes are due, and none came for the timeout."""
-        return self.in_flight > 0 and now - self._last_bytes > self._timeout
+        """Bytes are due, and none came for much longer than its pieces take, or for the timeout."""
+        return self.in_flight > 0 and now - self._last_bytes > self.patience()
+
+    def patience(self) -> float:
+        """Seconds of silence to bear: a few times what a piece takes, within 1 s and the limit."""
+        if not self._typical:
+            return self._timeout
+        return min(self._timeout, max(_MIN_TIMEOUT, 4 * self._typical))
 
     def punish(self, now: float) -> int:
         """Ask nothing of it for a while, longer each time; returns how often it stalled."""
@@ -72,3 +92,29 @@ class Pace:
         self._strikes += 1
         self._target = self._limit // 8
         return self._strikes
+
+
+class Intake:
+    """What a host asks for in advance of all its peers together, seeds aside.
+
+    Enough that its downlink never waits, and no more: what is asked for stands in a peer's queue,
+    and neither a reader's next piece nor a piece that just turned rare can overtake it there. The
+    queues of seeds are long, and what they show is not to be had elsewhere: were it counted, the
+    hosts that seeds begin with would come last.
+    """
+
+    def __init__(self, *, ahead: int = AHEAD) -> None:
+        self._ahead = ahead
+        self._due = 0
+
+    def room(self) -> bool:
+        """Whether another piece may be asked for."""
+        return self._due < self._ahead
+
+    def asked(self) -> None:
+        """A piece was asked for."""
+        self._due += 1
+
+    def settled(self) -> None:
+        """A piece has come, or will not."""
+        self._due -= 1

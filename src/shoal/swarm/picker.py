@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which piece of a blob to ask which peer for. Pure: the clock is a parameter.
 
-Inside a window behind each reader's position pieces are taken in order, so that bytes can be
-passed on while the rest arrives; outside it the rarest comes first, so that the swarm keeps what
-it needs to go on without its seeds (Legout et al., "Rarest First and Choke Algorithms Are
-Enough"). Pieces that are late are asked for a second time elsewhere.
+The few pieces that a reader waits for next are asked for in order, of whoever has them; then come
+those of a window behind its position, so that bytes can be passed on while the rest arrives, and
+then the others. In the window as outside it the rarest comes first, so that the swarm keeps what it
+needs to go on without its seeds (Legout et al., "Rarest First and Choke Algorithms Are Enough");
+were it the lowest, all peers of a host with new pieces would ask it for the same one. Pieces that
+are late are asked for a second time elsewhere.
 """
 
 from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from shoal.swarm import bits as bitset
@@ -23,11 +25,16 @@ MAX_PATIENCE = 2.0
 MAX_COPIES = 2
 """Peers that one piece is asked from at the same time."""
 
+_URGENT = 0b1111
+"""What a reader waits for: its next pieces, asked for in order of whoever has them first."""
+
 
 @dataclass(slots=True)
 class _Peer:
     bits: int
     seed: bool
+    outside: bool = False
+    """In another zone, and not a seed: asked for this host's share of the pieces."""
     asked: set[int] = field(default_factory=set)
     refused: int = 0
     """Pieces that it would not send, and has not shown since."""
@@ -52,23 +59,33 @@ class Picker:
         self._readers: dict[Hashable, _Reader] = {}
         self._asked: dict[int, dict[str, float]] = {}
         self._asked_bits = 0
+        # How many peers show each missing piece, and for each number the missing pieces with it.
         self._holders = array("H", bytes(2 * count))
         self._levels = [bitset.full(count)]
+        self._share = 0
         self._latency = 0.0
         self._progress: float | None = None
 
     # -- who has what
 
-    def add_peer(self, peer: str, have: int, *, seed: bool) -> None:
-        """A peer shows these pieces; a second call replaces what it showed before."""
+    def set_share(self, place: int, places: int) -> None:
+        """This host is a relay of its zone: it brings in every `places`-th piece from outside."""
+        self._share = sum(1 << index for index in range(place, self.count, places))
+
+    def add_peer(self, peer: str, have: int, *, seed: bool, outside: bool = False) -> None:
+        """A peer shows these pieces; a second call replaces what it showed before.
+
+        `outside`: it is in another zone.
+        """
         known = self._peers.get(peer)
         if known is None:
             known = self._peers[peer] = _Peer(0, seed)
         known.seed = seed
+        known.outside = outside and not seed
         known.refused = 0
-        for index in bitset.indices(known.bits & ~have):
+        for index in bitset.indices(known.bits & ~have & self.missing):
             self._count_holder(index, -1)
-        for index in bitset.indices(have & ~known.bits):
+        for index in bitset.indices(have & ~known.bits & self.missing):
             self._count_holder(index, +1)
         known.bits = have
 
@@ -77,27 +94,36 @@ class Picker:
         known = self._peers.pop(peer, None)
         if known is None:
             return
-        for index in bitset.indices(known.bits):
+        for index in bitset.indices(known.bits & self.missing):
             self._count_holder(index, -1)
         for index in known.asked:
             self._forget(peer, index)
 
+    def knows(self, peer: str) -> bool:
+        """Whether a peer takes part."""
+        return peer in self._peers
+
     def peer_has(self, peer: str, index: int) -> None:
         """A peer shows one more piece."""
         known = self._peers[peer]
-        known.refused &= ~(1 << index)
-        if not known.bits >> index & 1:
-            known.bits |= 1 << index
-            self._count_holder(index, +1)
+        bit = 1 << index
+        if known.refused:
+            known.refused &= ~bit
+        if not known.bits & bit:
+            known.bits |= bit
+            if self.missing & bit:
+                self._count_holder(index, +1)
 
     def _count_holder(self, index: int, change: int) -> None:
         level = self._holders[index]
         self._holders[index] = level + change
         bit = 1 << index
-        self._levels[level] &= ~bit
-        while len(self._levels) <= level + change:
-            self._levels.append(0)
-        self._levels[level + change] |= bit
+        self._levels[level] ^= bit
+        level += change
+        if level == len(self._levels):
+            self._levels.append(bit)
+        else:
+            self._levels[level] |= bit
 
     # -- who reads where
 
@@ -129,19 +155,53 @@ class Picker:
         if index is None and known.seed:
             index = self._choose_unshown(known, now)
         if index is not None:
-            known.asked.add(index)
-            self._asked.setdefault(index, {})[peer] = now
-            self._asked_bits |= 1 << index
+            self._ask(peer, known, index, now)
         return index
+
+    def _ask(self, peer: str, known: _Peer, index: int, now: float) -> None:
+        known.asked.add(index)
+        self._asked.setdefault(index, {})[peer] = now
+        self._asked_bits |= 1 << index
+
+    def pick_for_reader(
+        self, now: float, ease: Callable[[str], float | None]
+    ) -> tuple[str, int] | None:
+        """The next piece that a reader waits for and that somebody has, and whom to ask for it.
+
+        `ease` says of a peer how long it would take; None when it must not be asked now.
+        """
+        for reader in self._readers.values():
+            wanted = self._window_of(reader, now) & self.missing & ~self._asked_bits
+            wanted &= ~self._levels[0] & (_URGENT << reader.blocked_on)
+            while wanted:
+                bit = wanted & -wanted
+                wanted ^= bit
+                best, least = None, float("inf")
+                for peer, known in self._peers.items():
+                    if known.bits & bit and (not known.outside or self._share & bit):
+                        takes = ease(peer)
+                        if takes is not None and takes < least:
+                            best, least = peer, takes
+                if best is not None:
+                    index = bit.bit_length() - 1
+                    self._ask(best, self._peers[best], index, now)
+                    return best, index
+        return None
 
     def _choose(self, known: _Peer, now: float) -> int | None:
         candidates = known.bits & self.missing & ~self._asked_bits
+        if known.outside:
+            candidates &= self._share
         if not candidates:
             return None
         for reader in self._readers.values():
             window = candidates & self._window_of(reader, now)
             if window:
-                return bitset.lowest(window)
+                candidates = window
+                break
+        if known.seed:
+            # What it shows is nowhere else yet: it all is equally rare, and was shown in order.
+            return bitset.lowest(candidates)
         for level in self._levels:
             rarest = candidates & level
             if rarest:
@@ -160,9 +220,10 @@ class Picker:
     def _choose_late(self, peer: str, known: _Peer, now: float) -> int | None:
         patience = self.patience()
         unshown = known.seed and not known.asked
-        oldest, late = 0.0, None
+        # They stand in the order in which they were first asked for: the first one is the latest.
         for index, asked in self._asked.items():
-            if len(asked) >= MAX_COPIES or peer in asked:
+            age = now - next(iter(asked.values()))
+            if age <= patience or len(asked) >= MAX_COPIES or peer in asked:
                 continue
             if known.bits >> index & 1:
                 bearable = patience
@@ -170,10 +231,9 @@ class Picker:
                 bearable = MAX_PATIENCE
             else:
                 continue
-            age = now - min(asked.values())
-            if age > max(bearable, oldest) and all(self.is_asked(it, index) for it in asked):
-                oldest, late = age, index
-        return late
+            if age > bearable and all(self.is_asked(it, index) for it in asked):
+                return index
+        return None
 
     def _choose_unshown(self, known: _Peer, now: float) -> int | None:
         """What a seed has and does not show is expected from others; ask for it when it is late."""
@@ -247,7 +307,8 @@ class Picker:
         known.refused |= 1 << index
         if known.bits >> index & 1:
             known.bits &= ~(1 << index)
-            self._count_holder(index, -1)
+            if self.missing >> index & 1:
+                self._count_holder(index, -1)
 
     def _forget(self, peer: str, index: int) -> None:
         asked = self._asked.get(index)

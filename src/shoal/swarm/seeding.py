@@ -21,6 +21,7 @@ _TAKE_OVER = 1
 class _Leecher:
     have: int
     shown: int
+    credit: int
     grant: int = 0
     """Pieces that it may be shown though others have them."""
 
@@ -28,10 +29,24 @@ class _Leecher:
 class Seeding:
     """What one seed has shown to the leechers of one blob."""
 
-    def __init__(self, count: int, *, rank: int = 0, seeds: int = 1, credit: int = 8) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        rank: int = 0,
+        seeds: int = 1,
+        credit: int = 8,
+        ahead: int | None = None,
+    ) -> None:
+        """`credit`: pieces shown to a leecher that it does not have yet, at most.
+
+        `ahead`: the same over all leechers, though each is shown one. A leecher begins with one and
+        is shown one more for each that came, up to its part of `ahead`: so the first pieces go to
+        different hosts, leave in order, and none waits behind many others.
+        """
         self._count = count
         self._credit = credit
-        """Pieces shown to a leecher that it does not have yet, at most."""
+        self._ahead = ahead
         self._own = sum(1 << i for i in range(rank, count, seeds)) if seeds > 1 else -1
         self._unspread = bitset.full(count)
         self._leechers: dict[str, _Leecher] = {}
@@ -39,7 +54,7 @@ class Seeding:
     def join(self, peer: str, have: int) -> int:
         """A leecher connects, or comes back with other pieces; returns the pieces to show it."""
         self.leave(peer)
-        self._leechers[peer] = _Leecher(have, 0)
+        self._leechers[peer] = _Leecher(have, 0, self._credit if self._ahead is None else 1)
         self._unspread &= ~have
         return self._show(peer)
 
@@ -60,7 +75,10 @@ class Seeding:
         bit = 1 << index
         leecher.have |= bit
         self._unspread &= ~bit
-        return self._show(peer) if leecher.shown & bit else 0
+        if not leecher.shown & bit:
+            return 0
+        leecher.credit = min(self._credit, leecher.credit + 1)
+        return self._show(peer)
 
     def asked(self, peer: str, index: int) -> int:
         """A leecher asks for a piece: for one not shown, when nobody else gives it.
@@ -78,7 +96,10 @@ class Seeding:
     def _show(self, peer: str) -> int:
         leecher = self._leechers[peer]
         fresh = 0
-        while (leecher.shown & ~leecher.have).bit_count() < self._credit:
+        credit = leecher.credit
+        if self._ahead is not None:
+            credit = max(1, min(credit, self._ahead // len(self._leechers)))
+        while (leecher.shown & ~leecher.have).bit_count() < credit:
             bit = self._next(leecher)
             if not bit:
                 break

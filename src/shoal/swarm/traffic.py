@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prometheus_client import Counter
 
 from shoal.swarm.peers import PeerInfo
@@ -15,6 +17,12 @@ _WRONG = Counter("shoal_swarm_wrong_pieces", "Pieces received whose bytes were n
 _STALLED = Counter("shoal_swarm_stalls", "Times that a peer sent nothing of what was due")
 _DROPPED = Counter("shoal_swarm_dropped_links", "Connections ended for a breach of the protocol")
 
+_REFUSED = Counter(
+    "shoal_swarm_refused_peers",
+    "Peers turned away: full, no TLS or a wrong certificate (tls), not who it says (identity)",
+    ["why"],
+)
+
 
 class Traffic:
     """The counters of one process."""
@@ -25,6 +33,11 @@ class Traffic:
         self.wrong_pieces = _WRONG
         self.stalls = _STALLED
         self.breaches = _DROPPED
+        self._refused = {why: _REFUSED.labels(why) for why in ("full", "tls", "identity")}
+
+    def refused(self, why: Literal["full", "tls", "identity"]) -> None:
+        """A peer was turned away."""
+        self._refused[why].inc()
 
     def received(self, peer: PeerInfo | None, count: int) -> None:
         """Payload bytes came from a peer."""

@@ -24,7 +24,9 @@ from shoal.swarm.peers import PeerInfo
 
 VERSION = 1
 HEADER = struct.Struct("!BBHIII")
-MAX_PIECES = 1 << 24
+MAX_PIECES = 1 << 20
+"""Of a blob: 8 TiB in pieces of the largest size, more than a metainfo has room for."""
+
 MAX_CHANNELS = 1 << 16
 _MAX_HELLO = 4096
 _MAX_OPEN = 256 + MAX_PIECES // 8
@@ -136,6 +138,8 @@ _INDEXED: dict[type[Have | Request | Cancel | Reject], int] = {
 _BY_KIND = {kind: cls for cls, kind in _INDEXED.items()}
 _LIMITS = {_HELLO: _MAX_HELLO, _OPEN: _MAX_OPEN, _PIECE: MAX_PIECE}
 _SEED = 1
+_TLS_HANDSHAKE = 22
+"""The first byte of a TLS client."""
 
 
 class _HelloPayload(msgspec.Struct):
@@ -227,6 +231,8 @@ class Decoder:
         fields = HEADER.unpack(self._header)
         kind, _, zero, _, _, length = fields
         self._filled = 0
+        if kind == _TLS_HANDSHAKE:
+            raise ProtocolError("it speaks TLS, and this side's config has no certificate")
         if not _HELLO <= kind <= _PONG or zero:
             raise ProtocolError(f"unknown frame of kind {kind}")
         if length > _LIMITS.get(kind, 0):

@@ -29,6 +29,7 @@ class Api:
                 web.post("/join", self.join),
                 web.post("/announce", self.announce),
                 web.post("/leave", self.leave),
+                web.get("/instance", self.instance),
                 web.get("/blobs/{digest}/metainfo", self.metainfo),
                 web.get("/blobs/{digest}/peers", self.peers),
             ]
@@ -38,20 +39,28 @@ class Api:
         """``POST /join``: metainfo and peers in one round trip."""
         wanted = await read_json(request, JoinRequest, limit=MAX_BODY)
         answer = await self._tracker.join(
-            wanted.digest, wanted.peer, complete=wanted.complete, deadline=deadline_of(request)
+            wanted.digest,
+            wanted.peer,
+            complete=wanted.complete,
+            starved=wanted.starved,
+            deadline=deadline_of(request),
         )
         return _json(answer)
 
     async def announce(self, request: web.Request) -> web.Response:
         """``POST /announce``: all blobs of a peer at once."""
         said = await read_json(request, AnnounceRequest, limit=MAX_BODY)
-        return _json(self._tracker.announce(said.peer, said.blobs))
+        return _json(await self._tracker.announce(said.peer, said.blobs))
 
     async def leave(self, request: web.Request) -> web.Response:
         """``POST /leave``."""
         said = await read_json(request, LeaveRequest, limit=MAX_BODY)
-        self._tracker.leave(said.peer_id, said.digests)
+        await self._tracker.leave(said.peer_id, said.digests)
         return _json({})
+
+    async def instance(self, _request: web.Request) -> web.Response:
+        """``GET /instance``: by which peers notice that the tracker was started anew."""
+        return _json(self._tracker.instance())
 
     async def metainfo(self, request: web.Request) -> web.Response:
         """``GET /blobs/{digest}/metainfo``: without joining."""
@@ -62,7 +71,7 @@ class Api:
 
     async def peers(self, request: web.Request) -> web.Response:
         """``GET /blobs/{digest}/peers``: for people."""
-        return _json(self._tracker.peers(request.match_info["digest"]))
+        return _json(await self._tracker.peers(request.match_info["digest"]))
 
 
 def _json(value: object) -> web.Response:

@@ -22,6 +22,7 @@ from shoal.tracker.messages import (
     AnnounceAnswer,
     AnnouncedBlob,
     AnnounceRequest,
+    InstanceAnswer,
     Joined,
     JoinRequest,
     LeaveRequest,
@@ -61,6 +62,7 @@ class TrackerClient:
         self._hosts = list(config.hosts)
         self._clock = clock
         self._health = Health()
+        self._instances: dict[str, str] = {}
 
     async def join(
         self,
@@ -103,7 +105,8 @@ class TrackerClient:
         )
         decoded = [answer.decode(AnnounceAnswer) for answer in answers]
         peers = {digest: found for answer in decoded for digest, found in answer.peers.items()}
-        return AnnounceAnswer(min((a.interval_s for a in decoded), default=0.0), peers)
+        shares = {digest: share for answer in decoded for digest, share in answer.shares.items()}
+        return AnnounceAnswer(min((a.interval_s for a in decoded), default=0.0), peers, shares)
 
     async def leave(
         self, peer_id: str, digests: Iterable[Digest] | None = None, *, deadline: Deadline
@@ -122,6 +125,25 @@ class TrackerClient:
             lambda batch: ("/leave", LeaveRequest(peer_id, batch)),
             deadline,
         )
+
+    async def changed(self) -> bool:
+        """Whether a tracker died, came back or started anew since this was last asked.
+
+        Then it has to be announced again what is here: a tracker that started anew knows nobody,
+        and one that died has left its blobs to others. Costs one small request to each tracker.
+        """
+        now = await asyncio.gather(*(self._instance(host) for host in self._hosts))
+        before, self._instances = self._instances, dict(zip(self._hosts, now, strict=True))
+        return any(self._instances[host] != instance for host, instance in before.items())
+
+    async def _instance(self, host: str) -> str:
+        """Which process answers at a tracker's address; nothing when none does."""
+        deadline = Deadline.after(READINESS_TIMEOUT)
+        try:
+            answer = await self._call(host, "GET", "/instance", None, deadline)
+            return answer.decode(InstanceAnswer).instance
+        except CallFailed:
+            return ""
 
     async def readiness(self) -> list[str]:
         """Nothing if a tracker is alive; else each of them and why it is not."""

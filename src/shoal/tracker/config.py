@@ -3,13 +3,39 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 
 from shoal.config.model import ServiceConfig
 from shoal.config.units import Address, Bytes, Duration
 from shoal.ring.config import OriginsConfig
+
+MEMORY = "memory"
+
+
+def _store(value: str) -> str:
+    if value == MEMORY:
+        return value
+    url = urlsplit(value)
+    if url.scheme not in ("redis", "rediss") or not url.hostname:
+        raise ValueError(f"{value!r} is neither {MEMORY} nor redis://host:port/db")
+    if find_spec("redis") is None:
+        raise ValueError("Redis needs the extra of that name: pip install 'shoal[redis]'")
+    return value
+
+
+def _masked(value: str) -> str:
+    """The URL without its password."""
+    scheme, _, rest = value.rpartition("://")
+    user, at, host = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}:***@{host}" if at else value
+
+
+Store = Annotated[str, AfterValidator(_store), PlainSerializer(_masked, when_used="json")]
+"""``memory``, or the URL of a Redis."""
 
 
 class TrackerConfig(ServiceConfig):
@@ -27,6 +53,9 @@ class TrackerConfig(ServiceConfig):
 
     handout: Annotated[int, Field(ge=1, le=200)] = 10
     """Peers in one answer, at most."""
+
+    store: Store = MEMORY
+    """Where the tracker keeps who has what: `memory`, or `redis://[user:password@]host:port/db`."""
 
     metainfo_cache: Bytes = 64 * 1024 * 1024
     """Bytes of metainfos kept in memory; those used longest ago go first."""

@@ -5,14 +5,26 @@ An answer holds one origin whenever there is one (agents that have the whole blo
 without a word), then up to half of the room in agents that have the whole blob, then leechers: many
 come at the same time, and they must know each other or all of them hang on the few that are
 complete. Free room is filled with what is left.
+
+Where hosts have zones, they are told of their own zone's, and a few of each zone, its *relays*, of
+others' beside them. Each relay brings in a share of the pieces, so that a piece crosses into the
+zone about once; from there it spreads inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from shoal.swarm.peers import PeerInfo
+
+RELAYS = 8
+"""Hosts of a zone that bring pieces in. Each has its share, and some of them may be slow."""
+
+_OUTSIDE = 2
+"""Relays of each other zone that a relay is told of."""
 
 
 def choose(
@@ -39,3 +51,173 @@ def choose(
             if len(chosen) == limit:
                 break
     return list(chosen.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Handout:
+    """What a leecher is told."""
+
+    peers: list[PeerInfo]
+    share: tuple[int, int] | None
+    """For a relay its place among the relays of its zone, and the number of places."""
+
+
+class Pool:
+    """Peers from which some are drawn at random, in time independent of their number."""
+
+    __slots__ = ("_peers", "_places", "_told")
+
+    def __init__(self) -> None:
+        self._peers: list[PeerInfo] = []
+        self._places: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        """How often each was handed out."""
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def put(self, peer: PeerInfo) -> None:
+        """Add a peer, or replace what was known of it."""
+        place = self._places.get(peer.id)
+        if place is None:
+            self._places[peer.id] = len(self._peers)
+            self._peers.append(peer)
+        else:
+            self._peers[place] = peer
+
+    def discard(self, peer_id: str) -> None:
+        """Remove a peer, if it is there."""
+        place = self._places.pop(peer_id, None)
+        if place is None:
+            return
+        self._told.pop(peer_id, None)
+        last = self._peers.pop()
+        if last.id != peer_id:
+            self._peers[place] = last
+            self._places[last.id] = place
+
+    def draw(self, count: int, rng: random.Random) -> list[PeerInfo]:
+        """Up to `count` different peers: of twice as many those that were handed out least.
+
+        So all get about as many connections, whether they came first or last (the power of two
+        choices, Mitzenmacher 2001): who has many is asked by many, and answers each late.
+        """
+        drawn = rng.sample(self._peers, min(2 * count, len(self._peers)))
+        told = self._told
+        return sorted(drawn, key=lambda peer: told.get(peer.id, 0))[:count]
+
+    def note(self, peer_id: str) -> None:
+        """A peer was handed out."""
+        if peer_id in self._places:
+            self._told[peer_id] = self._told.get(peer_id, 0) + 1
+
+    def all(self) -> list[PeerInfo]:
+        """Every peer."""
+        return list(self._peers)
+
+
+class _Zone:
+    __slots__ = ("leechers", "relays", "seeds")
+
+    def __init__(self) -> None:
+        self.seeds = Pool()
+        self.leechers = Pool()
+        self.relays: list[PeerInfo | None] = [None] * RELAYS
+
+    def place_of(self, peer_id: str) -> int | None:
+        for place, relay in enumerate(self.relays):
+            if relay is not None and relay.id == peer_id:
+                return place
+        return None
+
+    def note(self, handed_out: Iterable[PeerInfo]) -> None:
+        for peer in handed_out:
+            self.seeds.note(peer.id)
+            self.leechers.note(peer.id)
+
+
+class Roster:
+    """The peers of one blob, by zone."""
+
+    __slots__ = ("_zones",)
+
+    def __init__(self) -> None:
+        self._zones: dict[str, _Zone] = {}
+
+    def put(self, peer: PeerInfo, *, complete: bool) -> None:
+        """A peer has the blob, or fetches it."""
+        zone = self._zones.get(peer.zone)
+        if zone is None:
+            zone = self._zones[peer.zone] = _Zone()
+        (zone.leechers if complete else zone.seeds).discard(peer.id)
+        (zone.seeds if complete else zone.leechers).put(peer)
+        if not complete and zone.place_of(peer.id) is None and None in zone.relays:
+            zone.relays[zone.relays.index(None)] = peer
+
+    def remove(self, peer: PeerInfo) -> None:
+        """A peer is gone. Its place as a relay goes to the next leecher that announces itself."""
+        zone = self._zones.get(peer.zone)
+        if zone is None:
+            return
+        zone.seeds.discard(peer.id)
+        zone.leechers.discard(peer.id)
+        place = zone.place_of(peer.id)
+        if place is not None:
+            zone.relays[place] = None
+        if not zone.seeds and not zone.leechers:
+            del self._zones[peer.zone]
+
+    def hand_out(
+        self,
+        me: PeerInfo,
+        *,
+        origins: Sequence[PeerInfo] = (),
+        limit: int,
+        rng: random.Random,
+        starved: bool = False,
+    ) -> Handout:
+        """Peers for a leecher that was put in: up to `limit`, a relay somewhat more.
+
+        `starved`: it gets nothing from those that it has; then its zone is no bound.
+        """
+        zone = self._zones[me.zone]
+        shuffled = rng.sample(origins, len(origins))
+        near = [origin for origin in shuffled if origin.zone == me.zone]
+        far = [origin for origin in shuffled if origin.zone != me.zone]
+        others = [it for name, it in self._zones.items() if name != me.zone]
+        seeds = zone.seeds.draw(limit + 1, rng)
+        leechers = zone.leechers.draw(limit + 1, rng)
+        if not others and not (far and me.zone):
+            peers = choose(me.id, origins=shuffled, seeds=seeds, leechers=leechers, limit=limit)
+            zone.note(peers)
+            return Handout(peers, None)
+        place = zone.place_of(me.id)
+        outside: list[PeerInfo] = []
+        if place is not None:
+            fellows = [relay for relay in zone.relays if relay is not None and relay.id != me.id]
+            outside = fellows + far[:2] + _relays(others, rng)
+        if starved:
+            outside += far + [peer for it in others for peer in it.seeds.draw(1, rng)]
+        inside = choose(me.id, origins=near, seeds=seeds, leechers=leechers, limit=limit)
+        zone.note(inside)
+        unique = {peer.id: peer for peer in chain(outside, inside)}
+        return Handout(list(unique.values()) or far[:1], None if place is None else (place, RELAYS))
+
+    def peers(self) -> tuple[list[PeerInfo], list[PeerInfo]]:
+        """All that have the blob, and all that fetch it."""
+        zones = self._zones.values()
+        return (
+            [peer for zone in zones for peer in zone.seeds.all()],
+            [peer for zone in zones for peer in zone.leechers.all()],
+        )
+
+    def __len__(self) -> int:
+        return sum(len(zone.seeds) + len(zone.leechers) for zone in self._zones.values())
+
+
+def _relays(zones: Iterable[_Zone], rng: random.Random) -> list[PeerInfo]:
+    found: list[PeerInfo] = []
+    for zone in zones:
+        relays = [relay for relay in zone.relays if relay is not None]
+        found += rng.sample(relays, min(_OUTSIDE, len(relays)))
+    return found

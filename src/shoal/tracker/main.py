@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from shoal.config.load import Loaded
 from shoal.origin.client import OriginCluster
 from shoal.tracker.api import Api
-from shoal.tracker.config import TrackerConfig
+from shoal.tracker.config import MEMORY, TrackerConfig
 from shoal.tracker.metainfos import Metainfos
 from shoal.tracker.metrics import export
 from shoal.tracker.origins import OriginWatch
 from shoal.tracker.service import Tracker
+from shoal.tracker.store import MemoryStore, SwarmStore
 from shoal.tracker.swarms import Swarms
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
@@ -40,16 +43,26 @@ async def _serve(config: TrackerConfig, stop: Stop) -> None:
         owners=min(ring.replicas, len(ring.hosts)),
     )
     swarms = Swarms(peer_ttl=config.peer_ttl, handout=config.handout)
-    tracker = Tracker(swarms, metainfos, watch, announce_interval=config.announce_interval)
+    store = _store(config, swarms)
+    tracker = Tracker(store, metainfos, watch, announce_interval=config.announce_interval)
     export(swarms, metainfos)
     app = application(
         "tracker", readiness=tracker.readiness, request_timeout=config.request_timeout
     )
     Api(tracker).add_routes(app)
-    await watch.start()
+    await asyncio.gather(watch.start(), store.start())
     try:
         await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
     finally:
         await watch.stop()
         await metainfos.close()
+        await store.stop()
         await http.close()
+
+
+def _store(config: TrackerConfig, swarms: Swarms) -> SwarmStore:
+    if config.store == MEMORY:
+        return MemoryStore(swarms)
+    from shoal.tracker.redis_store import RedisStore  # noqa: PLC0415 needs the extra `redis`
+
+    return RedisStore(config.store, swarms, peer_ttl=config.peer_ttl)

@@ -16,6 +16,11 @@ MAX_ANNOUNCED = 10_000
 _DigestText = Annotated[str, msgspec.Meta(max_length=160)]
 
 
+Share = tuple[int, int]
+"""Of a relay: its place among the relays of its zone, and the number of places. It fetches from
+other zones the pieces whose number leaves `place` when divided by that number."""
+
+
 class JoinRequest(msgspec.Struct, frozen=True):
     """A peer wants a blob, or (complete) has it."""
 
@@ -23,6 +28,8 @@ class JoinRequest(msgspec.Struct, frozen=True):
     peer: PeerInfo
     namespace: Annotated[str, msgspec.Meta(max_length=255)] = ""
     complete: bool = False
+    starved: bool = False
+    """Nothing comes from the peers that it was told of before."""
 
 
 class JoinAnswer(msgspec.Struct, frozen=True):
@@ -31,6 +38,7 @@ class JoinAnswer(msgspec.Struct, frozen=True):
     metainfo: msgspec.Raw
     peers: list[PeerInfo]
     interval_s: float
+    share: Share | None = None
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -40,6 +48,8 @@ class Joined(msgspec.Struct, frozen=True):
     peers: list[PeerInfo]
     interval_s: float
     """Seconds after which the peer announces itself."""
+
+    share: Share | None = None
 
 
 class MetainfoAnswer(msgspec.Struct, frozen=True):
@@ -59,6 +69,7 @@ class AnnouncedBlob(msgspec.Struct, frozen=True):
 
     digest: _DigestText
     complete: bool = False
+    starved: bool = False
 
 
 class AnnounceRequest(msgspec.Struct, frozen=True):
@@ -73,6 +84,8 @@ class AnnounceAnswer(msgspec.Struct, frozen=True):
 
     interval_s: float
     peers: dict[str, list[PeerInfo]]
+    shares: dict[str, Share] = {}
+    """For the blobs that the peer brings into its zone: its share of the pieces."""
 
 
 class LeaveRequest(msgspec.Struct, frozen=True):
@@ -89,3 +102,10 @@ class PeersAnswer(msgspec.Struct, frozen=True):
     origins: list[PeerInfo]
     seeds: list[PeerInfo]
     leechers: list[PeerInfo]
+
+
+class InstanceAnswer(msgspec.Struct, frozen=True):
+    """Which process answers."""
+
+    instance: str
+    """Another one at each start; a tracker that started anew has to be told who is there."""

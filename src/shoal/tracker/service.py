@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
+import secrets
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -15,12 +15,14 @@ from shoal.tracker.addresses import dialable
 from shoal.tracker.messages import (
     AnnounceAnswer,
     AnnouncedBlob,
+    InstanceAnswer,
     JoinAnswer,
     PeersAnswer,
+    Share,
 )
 from shoal.tracker.metainfos import Metainfos
 from shoal.tracker.origins import OriginWatch
-from shoal.tracker.swarms import Swarms
+from shoal.tracker.store import Presence, SwarmStore
 from shoal.web.deadline import Deadline
 
 
@@ -29,21 +31,26 @@ class Tracker:
 
     def __init__(
         self,
-        swarms: Swarms,
+        store: SwarmStore,
         metainfos: Metainfos,
         origins: OriginWatch,
         *,
         announce_interval: float,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._swarms = swarms
+        self._store = store
         self._metainfos = metainfos
         self._origins = origins
         self._announce_interval = announce_interval
-        self._clock = clock
+        self._instance = InstanceAnswer(secrets.token_hex(8))
 
     async def join(
-        self, digest_text: str, peer: PeerInfo, *, complete: bool, deadline: Deadline
+        self,
+        digest_text: str,
+        peer: PeerInfo,
+        *,
+        complete: bool,
+        starved: bool = False,
+        deadline: Deadline,
     ) -> JoinAnswer:
         """Metainfo and peers in one answer; from now on the peer is handed out to others.
 
@@ -52,18 +59,17 @@ class Tracker:
         """
         digest = _digest(digest_text)
         _check(peer)
-        elsewhere = self._swarms.has_others(digest_text, peer.id, self._clock())
+        elsewhere = await self._store.has_others(digest_text, peer.id)
         entry = await self._metainfos.get(digest, deadline=deadline, elsewhere=elsewhere)
-        peers = self._swarms.announce(
-            peer,
-            digest_text,
-            complete=complete,
-            origins=self._origins.alive(entry.origins),
-            now=self._clock(),
+        origins = self._origins.alive(entry.origins)
+        [told] = await self._store.announce(
+            peer, [Presence(digest_text, complete, starved, origins)]
         )
-        return JoinAnswer(msgspec.Raw(entry.encoded), peers, self._announce_interval)
+        return JoinAnswer(
+            msgspec.Raw(entry.encoded), told.peers, self._announce_interval, told.share
+        )
 
-    def announce(self, peer: PeerInfo, blobs: Sequence[AnnouncedBlob]) -> AnnounceAnswer:
+    async def announce(self, peer: PeerInfo, blobs: Sequence[AnnouncedBlob]) -> AnnounceAnswer:
         """The peer still has or fetches these blobs; peers for those that it fetches.
 
         Never waits for the origins: those of a blob that is not known yet come with the next
@@ -71,35 +77,43 @@ class Tracker:
         """
         _check(peer)
         digests = [_digest(blob.digest) for blob in blobs]
-        now = self._clock()
-        peers: dict[str, list[PeerInfo]] = {}
+        said: list[Presence] = []
         for blob, digest in zip(blobs, digests, strict=True):
             origins: Sequence[PeerInfo] = ()
             if not blob.complete:
                 entry = self._metainfos.prepare(digest)
                 origins = self._origins.alive(entry.origins) if entry else ()
-            found = self._swarms.announce(
-                peer, blob.digest, complete=blob.complete, origins=origins, now=now
-            )
+            said.append(Presence(blob.digest, blob.complete, blob.starved, origins))
+        peers: dict[str, list[PeerInfo]] = {}
+        shares: dict[str, Share] = {}
+        for blob, told in zip(blobs, await self._store.announce(peer, said), strict=True):
             if not blob.complete:
-                peers[blob.digest] = found
-        return AnnounceAnswer(self._announce_interval, peers)
+                peers[blob.digest] = told.peers
+            if told.share is not None:
+                shares[blob.digest] = told.share
+        return AnnounceAnswer(self._announce_interval, peers, shares)
 
-    def leave(self, peer_id: str, digests: Iterable[str] | None) -> None:
-        """The peer gives up these blobs, or all of them."""
-        self._swarms.leave(peer_id, digests)
+    async def leave(self, peer_id: str, digests: Iterable[str] | None) -> None:
+        """The peer gives up these blobs, or all of them; raises `DigestInvalid`."""
+        if digests is not None:
+            digests = [str(_digest(digest)) for digest in digests]
+        await self._store.leave(peer_id, digests)
+
+    def instance(self) -> InstanceAnswer:
+        """Which process this is."""
+        return self._instance
 
     async def metainfo(self, digest_text: str, *, deadline: Deadline) -> bytes:
         """The encoded metainfo; raises as `join`."""
         digest = _digest(digest_text)
-        elsewhere = self._swarms.has_others(digest_text, "", self._clock())
+        elsewhere = await self._store.has_others(digest_text, "")
         entry = await self._metainfos.get(digest, deadline=deadline, elsewhere=elsewhere)
         return entry.encoded
 
-    def peers(self, digest_text: str) -> PeersAnswer:
+    async def peers(self, digest_text: str) -> PeersAnswer:
         """Who has or fetches the blob, as far as is known."""
         entry = self._metainfos.peek(_digest(digest_text))
-        swarm = self._swarms.peers(digest_text, self._clock())
+        swarm = await self._store.peers(digest_text)
         origins = self._origins.alive(entry.origins) if entry else []
         return PeersAnswer(digest_text, origins, swarm.seeds, swarm.leechers)
 
@@ -107,9 +121,11 @@ class Tracker:
         """What keeps the tracker from answering joins; nothing when all is well."""
         if not self._origins.reachable():
             await self._origins.ask()
-        if self._origins.reachable():
-            return []
-        return [f"origin {host}: {why}" for host, why in self._origins.silent().items()]
+        missing = self._store.missing()
+        if not self._origins.reachable():
+            silent = self._origins.silent().items()
+            missing += [f"origin {host}: {why}" for host, why in silent]
+        return missing
 
 
 def _digest(text: str) -> Digest:

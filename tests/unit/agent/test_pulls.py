@@ -13,6 +13,7 @@ import pytest
 
 from shoal.agent.membership import Membership
 from shoal.agent.pulls import PATIENCE, SILENT_PATIENCE, Pulls
+from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
 from shoal.model.errors import ApiError, BlobUnknown, ManifestUnknown
 from shoal.model.manifest import FoundManifest
@@ -113,6 +114,7 @@ class Agent:
         self.index = Index(self.origins)
         self.blobs = Blobs(self.origins)
         self.disk = Disk()
+        self.journal = Journal(0.0)
         self.pulls = Pulls(
             index=self.index,
             blobs=self.blobs,
@@ -120,6 +122,7 @@ class Agent:
             disk=self.disk,
             membership=Membership(),
             manifests=ManifestCache(manifest_cache),
+            journal=self.journal,
         )
 
     def hold(self, content: bytes, *names: str) -> Digest:
@@ -439,3 +442,34 @@ async def test_children_that_could_not_be_looked_up_are_looked_up_with_the_next_
     await agent.get_manifest("multi")
     agent.index.down = True
     assert await agent.get_manifest(child) == IMAGE
+
+
+# -- what is remembered for `shoal why`
+
+
+async def test_the_journal_has_the_lookup_the_manifest_and_its_blobs() -> None:
+    agent = Agent()
+    image = await agent.push_image()
+    found = await agent.pulls.find_manifest(NAME, "v1", soon())
+    await agent.pulls.manifest(NAME, found, soon())
+    lookup, record = agent.journal.lookup(NAME, "v1"), agent.journal.manifest(NAME, image)
+    assert lookup is not None
+    assert lookup.digest == image
+    assert record is not None
+    assert (set(record.blobs), record.source) == ({DIGEST, Digest.of(CONFIG)}, "origins")
+    await agent.pulls.manifest(NAME, found, soon())
+    again = agent.journal.manifest(NAME, image)
+    assert again is not None
+    assert (again.blobs, again.source) == (record.blobs, "memory")
+
+
+async def test_the_journal_has_how_long_the_build_index_took_for_members_alone() -> None:
+    agent = Agent()
+    member, foreign = agent.hold(LAYER, NAME), agent.hold(CONFIG, OTHER)
+    await agent.pulls.open_blob(NAME, member, soon())
+    with pytest.raises(BlobUnknown):
+        await agent.pulls.open_blob(NAME, foreign, soon())
+    record = agent.journal.blob(member)
+    assert record is not None
+    assert record.membership is not None
+    assert agent.journal.blob(foreign) is None

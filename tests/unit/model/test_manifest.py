@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from shoal.model.digest import Digest
 from shoal.model.manifest import (
+    MAX_BRACKETS,
     MAX_ENTRIES,
     MAX_MANIFEST_BYTES,
     InvalidManifest,
@@ -284,6 +285,12 @@ def test_garbage_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidManifest) as caught:
         parse_manifest(body)
     assert len(str(caught.value)) < 1000
+
+
+def test_a_manifest_of_very_many_parts_is_refused_before_it_is_read() -> None:
+    body = b'{"x":[' + b"[]," * MAX_BRACKETS + b"1]}"
+    with pytest.raises(InvalidManifest, match=f"at most {MAX_BRACKETS} opening brackets"):
+        parse_manifest(body)
 
 
 @settings(max_examples=200)

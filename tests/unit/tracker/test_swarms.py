@@ -30,7 +30,7 @@ def swarms(handout: int = 10) -> Swarms:
 def join(
     swarm: Swarms, number: int, now: float = 0.0, *, complete: bool = False, blob: str = BLOB
 ) -> list[PeerInfo]:
-    return swarm.announce(peer(number), blob, complete=complete, now=now)
+    return swarm.announce(peer(number), blob, complete=complete, now=now).peers
 
 
 def test_peers_of_a_blob_learn_of_each_other() -> None:
@@ -123,7 +123,7 @@ def test_in_a_crowd_one_origin_and_many_leechers_are_handed_out() -> None:
     swarm = swarms()
     for number in range(1, 200):
         join(swarm, number)
-    told = swarm.announce(peer(200), BLOB, complete=False, origins=ORIGINS, now=1.0)
+    told = swarm.announce(peer(200), BLOB, complete=False, origins=ORIGINS, now=1.0).peers
     assert len(told) == 10
     assert sum(other.origin for other in told) == 1
 
@@ -131,7 +131,7 @@ def test_in_a_crowd_one_origin_and_many_leechers_are_handed_out() -> None:
 def test_origins_are_spread_over_the_peers() -> None:
     swarm = swarms(handout=1)
     first = {
-        swarm.announce(peer(number), BLOB, complete=False, origins=ORIGINS, now=0.0)[0]
+        swarm.announce(peer(number), BLOB, complete=False, origins=ORIGINS, now=0.0).peers[0]
         for number in range(1, 60)
     }
     assert first == set(ORIGINS)
@@ -171,7 +171,7 @@ def test_a_hand_out_is_bounded_alive_not_oneself_and_has_a_source(
             continue
         told = swarm.announce(
             peer(step.number), BLOB, complete=step.complete, origins=origins, now=step.now
-        )
+        ).peers
         alive[step.number] = (step.complete, step.now + TTL)
         alive = {number: what for number, what in alive.items() if what[1] > step.now}
         others = {peer(number) for number in alive if number != step.number}
@@ -216,5 +216,127 @@ def test_a_large_swarm_is_handed_out_in_constant_time() -> None:
             PeerInfo(f"{number:032x}", "10.0.0.1", number + 1), BLOB, complete=False, now=0.0
         )
     assert swarm.peer_count == 20_000
-    drawn = swarm._swarms[BLOB].leechers.draw(11, random.Random(2))
-    assert len(set(drawn)) == 11
+    told = join(swarm, 30_000)
+    assert len({other.id for other in told}) == 10
+
+
+def test_joining_and_leaving_again_and_again_does_not_make_a_peer_live_longer() -> None:
+    swarm = swarms()
+    for second in range(10):
+        join(swarm, 1, now=float(second))
+        swarm.leave(peer(1).id)
+    join(swarm, 1, now=50.0)
+    join(swarm, 1, now=60.0)
+    swarm.expire(60.0 + TTL - 1)
+    assert swarm.membership_count == 1
+    swarm.expire(60.0 + TTL)
+    assert (swarm.membership_count, len(swarm._expiry)) == (0, 0)
+
+
+def zoned(number: int, zone: str) -> PeerInfo:
+    return PeerInfo(f"{number:032x}", f"10.0.0.{number}", 5012, zone)
+
+
+def crowd(zones: int = 3, hosts: int = 40) -> tuple[Swarms, dict[str, list[PeerInfo]]]:
+    swarm = swarms()
+    everyone = {
+        f"zone-{zone}": [zoned(hosts * zone + host, f"zone-{zone}") for host in range(hosts)]
+        for zone in range(zones)
+    }
+    for members in everyone.values():
+        for member in members:
+            swarm.announce(member, BLOB, complete=False, now=0.0)
+    return swarm, everyone
+
+
+def test_hosts_are_told_of_their_own_zone_and_only_its_relays_of_others() -> None:
+    swarm, everyone = crowd()
+    for zone, members in everyone.items():
+        relays = 0
+        for member in members:
+            told = swarm.announce(member, BLOB, complete=False, now=1.0)
+            assert told.peers
+            outside = [other for other in told.peers if other.zone != zone]
+            assert bool(outside) == (told.share is not None)
+            relays += told.share is not None
+        assert 1 <= relays < len(members) / 2
+
+
+def test_the_relays_of_a_zone_share_the_pieces_among_them() -> None:
+    swarm, everyone = crowd()
+    for members in everyone.values():
+        told = [swarm.announce(member, BLOB, complete=False, now=1.0).share for member in members]
+        shares = [share for share in told if share is not None]
+        assert len({places for _, places in shares}) == 1
+        assert sorted(place for place, _ in shares) == list(range(shares[0][1]))
+
+
+def test_the_place_of_a_relay_that_is_gone_is_taken_by_the_next_that_announces_itself() -> None:
+    swarm, everyone = crowd()
+    first = everyone["zone-0"]
+    lost = next(
+        member
+        for member in first
+        if swarm.announce(member, BLOB, complete=False, now=1.0).share is not None
+    )
+    swarm.leave(lost.id)
+    shares = {
+        swarm.announce(member, BLOB, complete=False, now=2.0).share
+        for member in first
+        if member != lost
+    } - {None}
+    places = max(share[1] for share in shares if share is not None)
+    assert len(shares) == places
+
+
+def test_who_is_starved_may_fetch_everything_from_any_zone() -> None:
+    swarm, everyone = crowd()
+    seed = zoned(250, "zone-9")
+    swarm.announce(seed, BLOB, complete=True, now=0.0)
+    last = everyone["zone-0"][-1]
+    told = swarm.announce(last, BLOB, complete=False, starved=True, now=1.0)
+    assert seed in told.peers
+    assert told.share == (0, 1)
+
+
+def test_an_origin_of_another_zone_is_left_to_relays_as_long_as_there_are_others() -> None:
+    swarm, everyone = crowd()
+    members = everyone["zone-1"]
+    told = {
+        member: swarm.announce(member, BLOB, complete=False, origins=ORIGINS, now=1.0)
+        for member in members
+    }
+    with_origin = [it for it in told.values() if any(other.origin for other in it.peers)]
+    assert with_origin
+    assert all(it.share is not None for it in with_origin)
+
+
+def test_what_another_tracker_heard_counts_as_long_as_nothing_newer_is_known() -> None:
+    swarm = swarms()
+    swarm.announce(peer(1), BLOB, complete=True, now=50.0)
+    swarm.restore(peer(1), BLOB, complete=False, heard=40.0, now=60.0)
+    assert swarm.peers(BLOB, 60.0).seeds == [peer(1)]
+    swarm.restore(peer(2), BLOB, complete=True, heard=40.0, now=60.0)
+    assert set(swarm.peers(BLOB, 60.0).seeds) == {peer(1), peer(2)}
+    swarm.left(peer(1).id, BLOB, heard=45.0)
+    swarm.left(peer(2).id, None, heard=45.0)
+    assert swarm.peers(BLOB, 60.0).seeds == [peer(1)]
+    assert swarm.peers(BLOB, 50.0 + TTL).seeds == []
+
+
+def test_a_restored_peer_lives_no_longer_than_where_it_was_heard() -> None:
+    swarm = swarms()
+    join(swarm, 1, now=60.0)
+    swarm.restore(peer(2), BLOB, complete=False, heard=10.0, now=60.0)
+    swarm.restore(peer(3), BLOB, complete=False, heard=-TTL, now=60.0)
+    assert set(swarm.peers(BLOB, 60.0).leechers) == {peer(1), peer(2)}
+    assert swarm.peers(BLOB, 10.0 + TTL).leechers == [peer(1)]
+
+
+def test_a_restored_peer_does_not_displace_the_process_that_has_its_address_now() -> None:
+    swarm = swarms()
+    new = PeerInfo("f" * 32, peer(1).host, peer(1).port)
+    swarm.announce(new, BLOB, complete=True, now=50.0)
+    swarm.restore(peer(1), OTHER_BLOB, complete=True, heard=40.0, now=60.0)
+    assert swarm.peers(BLOB, 60.0).seeds == [new]
+    assert swarm.peers(OTHER_BLOB, 60.0).seeds == []

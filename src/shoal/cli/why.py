@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``shoal why``: where the time of one pull went."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
+
+import typer
+
+from shoal.cli.failures import fail
+
+if TYPE_CHECKING:
+    from shoal.agent.why_report import PullReport
+
+DEFAULT_AGENT = "http://127.0.0.1:5011"
+_TIMEOUT = 10.0
+
+
+class _NotAnswered(Exception):
+    """The agent has no report; the message says why."""
+
+
+def register(main: typer.Typer) -> None:
+    """Add the command."""
+    main.command("why")(_why)
+
+
+def _why(
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="As pulled: NAME:TAG or NAME@DIGEST.")
+    ],
+    *,
+    agent: Annotated[
+        str, typer.Option(metavar="URL", help="The agent's admin address.")
+    ] = DEFAULT_AGENT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show where the time of the last pull of an image through this host's agent went."""
+    import msgspec
+
+    from shoal.cli import why_text
+
+    try:
+        report = asyncio.run(_ask(agent, image))
+    except _NotAnswered as error:
+        raise fail("shoal why", error) from None
+    if as_json:
+        typer.echo(msgspec.json.format(msgspec.json.encode(report)).decode())
+        return
+    for line in why_text.lines(report):
+        typer.echo(line)
+
+
+def without_host(image: str) -> str:
+    """The image without the registry that it was pulled from, as agents know it.
+
+    As clients do: the first part is a host when it holds a dot or a port, or is ``localhost``.
+    """
+    first, slash, rest = image.partition("/")
+    is_host = "." in first or ":" in first or first == "localhost"
+    return rest if slash and is_host else image
+
+
+async def _ask(agent: str, image: str) -> PullReport:
+    from shoal.agent.why_report import PullReport
+    from shoal.web.client import HttpClient
+    from shoal.web.deadline import Deadline
+    from shoal.web.failures import CallFailed, NotFound, Rejected
+
+    base = agent if "://" in agent else f"http://{agent}"
+    url = f"{base.rstrip('/')}/why/{quote(without_host(image), safe='/:@')}"
+    http = HttpClient(user_agent="shoal-why")
+    try:
+        answer = await http.call("GET", url, deadline=Deadline.after(_TIMEOUT))
+        return answer.decode(PullReport)
+    except (NotFound, Rejected) as error:
+        raise _NotAnswered(_message(error.body) or str(error)) from None
+    except CallFailed as error:
+        raise _NotAnswered(f"{error}: is that the admin address of a running agent?") from None
+    finally:
+        await http.close()
+
+
+def _message(body: object) -> str:
+    """What the agent said in its own words, if it did."""
+    if isinstance(body, dict) and isinstance(errors := body.get("errors"), list) and errors:
+        first = errors[0]
+        return str(first.get("message", "")) if isinstance(first, dict) else ""
+    return ""

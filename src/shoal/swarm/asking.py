@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this process asks its peers for: over all blobs and links, and who is too slow for it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from shoal.model.digest import Digest
+from shoal.swarm.blob import BlobSwarm
+from shoal.swarm.link import Link
+from shoal.swarm.pace import Intake
+from shoal.swarm.traffic import Traffic
+
+_TICK = 0.1
+"""Seconds between looks for late pieces and stalled peers, while something is being fetched."""
+
+_MAX_STRIKES = 3
+
+
+class Asking:
+    """Deals out requests: small blobs first, then in turn over the blobs."""
+
+    def __init__(
+        self,
+        links: Mapping[str, Link],
+        blobs: Mapping[Digest, BlobSwarm],
+        traffic: Traffic,
+        *,
+        intake: Intake,
+        now: Callable[[], float],
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        keep_away: Callable[[Link, str], None],
+    ) -> None:
+        self._links = links
+        self._blobs = blobs
+        self._traffic = traffic
+        self._intake = intake
+        self._now = now
+        self._spawn = spawn
+        self._keep_away = keep_away
+        self._turns = itertools.count()
+        self._last_turn: dict[BlobSwarm, int] = {}
+        self._ticking = False
+
+    # -- requests
+
+    def fill(self, link: Link) -> None:
+        """Ask a peer for as much as its pace and this host's intake allow."""
+        if link.closed or link.peer is None:
+            return
+        now = self._now()
+        wanting = [blob for blob in self._in_turn() if link.id in blob.links and blob in link.blobs]
+        for blob in wanting:
+            self._serve_readers(blob, now)
+        while wanting:
+            for blob in tuple(wanting):
+                if not link.pace.room(blob.metainfo.piece_size, now):
+                    return
+                free = link.peer.origin or blob.share.small
+                index = None
+                if blob.picker is not None and (free or self._intake.room()):
+                    index = blob.picker.pick(link.id, now)
+                if index is None:
+                    wanting.remove(blob)
+                else:
+                    self._request(link, blob, index)
+
+    def refill(self, blob: BlobSwarm) -> None:
+        """Pieces of a blob can be asked for again: of anyone who has room."""
+        for link in tuple(blob.links.values()):
+            self.fill(link)
+
+    def fill_all(self) -> None:
+        """Ask for what readers wait for, then of whoever is quick and has room."""
+        now = self._now()
+        for blob in self._in_turn():
+            self._serve_readers(blob, now)
+        for link in sorted(self._links.values(), key=lambda link: link.pace.expected):
+            self.fill(link)
+
+    def forget(self, blob: BlobSwarm) -> None:
+        """A blob is no longer fetched."""
+        self._last_turn.pop(blob, None)
+
+    def _in_turn(self) -> list[BlobSwarm]:
+        wanting = [blob for blob in self._blobs.values() if blob.picker is not None]
+        if len(wanting) > 1:
+            wanting.sort(key=lambda blob: (not blob.share.small, self._last_turn.get(blob, -1)))
+        return wanting
+
+    def _serve_readers(self, blob: BlobSwarm, now: float) -> None:
+        def ease(peer: str) -> float | None:
+            link = blob.links[peer]
+            ready = blob in link.blobs and link.pace.room(blob.metainfo.piece_size, now)
+            return link.pace.expected if ready else None
+
+        while self._intake.room() and blob.picker is not None:
+            found = blob.picker.pick_for_reader(now, ease)
+            if found is None:
+                return
+            self._request(blob.links[found[0]], blob, found[1])
+
+    def _request(self, link: Link, blob: BlobSwarm, index: int) -> None:
+        self._last_turn[blob] = next(self._turns)
+        link.request(blob, index)
+
+    # -- time
+
+    def keep_ticking(self) -> None:
+        """Look after what is being fetched until nothing is."""
+        if not self._ticking:
+            self._ticking = True
+            self._spawn(self._tick())
+
+    async def _tick(self) -> None:
+        try:
+            while any(blob.picker is not None for blob in self._blobs.values()):
+                await asyncio.sleep(_TICK)
+                now = self._now()
+                for link in tuple(self._links.values()):
+                    self._look_at(link, now)
+                self.fill_all()
+        finally:
+            self._ticking = False
+
+    def _look_at(self, link: Link, now: float) -> None:
+        if link.connection.paused:
+            link.pace.bytes_came(now)  # It is this side that takes nothing.
+            link.trickle.rest()
+        elif link.pace.stalled(now):
+            self._stalled(link, now)
+        elif link.connection.payload is None:
+            link.trickle.rest()
+        elif link.trickle.noticed(now):
+            self._stalled(link, now)
+        elif link.trickle.hopeless(now):
+            self._keep_away(link, "it sends next to nothing of a piece")
+
+    def _stalled(self, link: Link, now: float) -> None:
+        self._traffic.stalls.inc()
+        if link.pace.punish(now) >= _MAX_STRIKES:
+            self._keep_away(link, "it sent nothing of what it was asked for, again and again")
+            return
+        self._release(link)
+
+    def _release(self, link: Link) -> None:
+        for blob in tuple(self._blobs.values()):
+            if blob.links.get(link.id) is link:
+                blob.release_requests(link)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose turn it is to be sent to, and which connection makes room."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.swarm.slots import IDLE, SLOW, TENURE, LinkPolicy, Standing, UploadSlots
+
+
+def test_peers_are_sent_to_in_turn_each_in_the_order_in_which_it_asked() -> None:
+    slots = UploadSlots(slots=1)
+    for piece in (1, 2):
+        slots.ask("ann", piece)
+    slots.ask("bob", 7)
+    order = []
+    while (turn := slots.next(0.0)) is not None:
+        order.append(turn)
+        assert slots.next(0.0) is None
+        slots.sent(turn[0])
+    assert order == [("ann", 1), ("bob", 7), ("ann", 2)]
+
+
+def test_an_urgent_piece_goes_before_the_others_of_all_peers() -> None:
+    slots = UploadSlots(slots=1)
+    slots.ask("ann", 1)
+    slots.ask("bob", 2)
+    slots.ask("cyd", 3, urgent=True)
+    assert slots.next(0.0) == ("cyd", 3)
+
+
+def test_a_piece_no_longer_wanted_is_not_sent() -> None:
+    slots = UploadSlots(slots=1)
+    slots.ask("ann", 1)
+    assert slots.cancel("ann", 1)
+    assert not slots.cancel("ann", 1)
+    assert slots.next(0.0) is None
+
+
+def test_a_peer_that_takes_slowly_holds_nobody_up_for_long() -> None:
+    slots = UploadSlots(slots=1, max_slow=1)
+    for name in ("ann", "bob", "cyd"):
+        slots.ask(name, 0)
+    assert slots.next(0.0) == ("ann", 0)
+    assert slots.next(SLOW / 2) is None
+    assert slots.next(SLOW) == ("bob", 0)
+    assert slots.next(9 * SLOW) is None
+
+
+def test_a_peer_that_is_gone_frees_its_slot() -> None:
+    slots = UploadSlots(slots=1)
+    slots.ask("ann", 0)
+    slots.ask("bob", 0)
+    assert slots.next(0.0) == ("ann", 0)
+    slots.leave("ann")
+    assert slots.next(0.0) == ("bob", 0)
+
+
+@given(
+    asked=st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 9)), max_size=60),
+    places=st.integers(1, 3),
+)
+def test_all_that_was_asked_for_is_sent_once_and_nobody_waits_longer_than_a_round(
+    asked: list[tuple[str, int]], places: int
+) -> None:
+    slots = UploadSlots(slots=places)
+    for peer, piece in asked:
+        slots.ask(peer, piece)
+    sent: list[tuple[str, object]] = []
+    while (turn := slots.next(0.0)) is not None:
+        sent.append(turn)
+        slots.sent(turn[0])
+    assert Counter(sent) == Counter(asked)
+    peers = {peer for peer, _ in asked}
+    assert {peer for peer, _ in sent[: len(peers)]} == peers
+
+
+def standing(peer: str, *, since: float = 0.0, wanted: float = 0.0, busy: bool = False) -> Standing:
+    return Standing(peer, since, wanted, busy)
+
+
+def test_more_must_be_accepted_than_dialed() -> None:
+    with pytest.raises(ValueError, match="islands"):
+        LinkPolicy(max_dialed=10, max_accepted=10)
+
+
+def test_the_connection_idle_for_the_longest_time_makes_room() -> None:
+    policy = LinkPolicy(max_dialed=1, max_accepted=2)
+    assert policy.has_room(1)
+    assert not policy.has_room(2)
+    accepted = [standing("ann", wanted=3.0), standing("bob", wanted=1.0)]
+    assert policy.make_room(accepted, 5.0) == "bob"
+    assert policy.make_room([standing("ann", wanted=5.0)], 5.0 + IDLE / 2) is None
+
+
+def test_connections_in_use_are_rotated_after_their_tenure_one_at_a_time() -> None:
+    policy = LinkPolicy(max_dialed=1, max_accepted=2)
+    accepted = [standing("ann", since=1.0, busy=True), standing("bob", since=2.0, busy=True)]
+    assert policy.make_room(accepted, TENURE) is None
+    assert policy.make_room(accepted, 2 + TENURE) == "ann"
+    assert policy.make_room(accepted[1:], 2.1 + TENURE) is None
+    assert policy.make_room(accepted[1:], 2 + TENURE + IDLE) == "bob"
