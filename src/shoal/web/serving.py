@@ -55,6 +55,9 @@ async def serve(
         log.info("stopping")
 
 
+_TURNS_TO_BEGIN = 3
+
+
 @asynccontextmanager
 async def listening(
     listeners: Sequence[Listener | tuple[web.Application, str]], *, grace: float
@@ -101,7 +104,10 @@ async def _drain(started: Sequence[tuple[web.AppRunner, Listener]], grace: float
     for runner, _ in started:
         for site in list(runner.sites):
             await site.stop()
-    await asyncio.sleep(0)  # requests that are parsed already begin, and are drained like others
+    # A connection that was accepted just now is known to the server three turns later, and requests
+    # that are parsed already begin: both are drained like others.
+    for _ in range(_TURNS_TO_BEGIN):
+        await asyncio.sleep(0)
     tasks = set()
     for runner, listener in started:
         requests = listener.app.get(IN_FLIGHT, {})
