@@ -8,7 +8,7 @@ WORKERS ?= 2
 BIN  := $(VENV)/bin
 PIP  := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip --no-input
 LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
-        --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --quiet
+        --generate-hashes --no-header --quiet
 
 .DEFAULT_GOAL := help
 .PHONY: help env dev demo test check format lock clean

@@ -76,6 +76,8 @@ async def test_no_agent_is_faster_than_shoals_limit(tmp_path: Path) -> None:
     assert figures["limited_by"] == "shoal"
 
 
+# Namespaces are the kernel's to give: in a container without that right, CI's included, there is
+# nothing to install that would help, and the command itself refuses `--netns` there.
 @pytest.mark.skipif(not may_make_networks(), reason="needs root, ip, tc and nsenter")
 async def test_in_namespaces_the_kernel_limits_and_nothing_of_them_is_left(tmp_path: Path) -> None:
     figures = await bench(tmp_path, "--agents", "2", "--rate", "8MB/s", "--netns")
