@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Generator
+from pathlib import Path
 from typing import Final, NoReturn
 
 import pytest
@@ -23,28 +24,42 @@ _COMMANDS: Final = {
     "busybox": ("busybox",),
     "nginx": ("nginx",),
     "redis": ("redis-server",),
+    "docker-registry": ("docker-registry",),
+    "postgresql": ("initdb", "postgres"),
+    "mariadb": ("mariadbd",),
+    "azurite": ("node", "azurite-blob"),
 }
 _PACKAGES: Final = {
     "busybox": "busybox-static",
     "ctr": "containerd",
     "docker": "docker.io",
+    "mariadb": "mariadb-server-core",
     "redis": "redis-server",
 }
+_INSTALL: Final = {"azurite": "scripts/install-clients, with npm"}
 _NEED_ROOT: Final = {"podman", "buildah", "ctr", "docker"}
 _PREFIX: Final = "client missing: "
 
 
 def find_command(name: str) -> str | None:
-    """Where a command is; daemons live in sbin, which is not on everyone's PATH."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    """Where a command is.
+
+    Daemons live in sbin, which is not on everyone's PATH, Debian has each PostgreSQL in a folder
+    of its own, and `scripts/install-clients` puts Azurite into the user's cache.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    more = ["/usr/sbin", "/sbin", f"{cache}/shoal-tests/azurite/node_modules/.bin"]
+    postgres = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+    path = [os.environ.get("PATH", os.defpath), *more, *postgres]
+    return shutil.which(name, path=":".join(path))
 
 
 def why_missing(client: str) -> str | None:
     """Why `client` cannot be used here; nothing when it can."""
     absent = [command for command in _COMMANDS[client] if find_command(command) is None]
     if absent:
-        package = _PACKAGES.get(client, client)
-        return f"{client}: no {', '.join(absent)} on PATH (as root: apt-get install {package})"
+        how = _INSTALL.get(client) or f"as root: apt-get install {_PACKAGES.get(client, client)}"
+        return f"{client}: no {', '.join(absent)} on PATH ({how})"
     if client in _NEED_ROOT and os.geteuid() != 0:
         return f"{client}: needs root for its own private daemon or storage"
     return None

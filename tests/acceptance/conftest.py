@@ -14,6 +14,7 @@ from tests.acceptance import daemons
 from tests.acceptance.clients import Buildah, Ctr, Docker, Podman, Skopeo
 from tests.acceptance.daemons import DaemonFailed
 from tests.acceptance.sandbox import Sandbox
+from tests.acceptance.stage import Stage
 from tests.cluster import RunningCluster
 from tests.missing_clients import unavailable
 
@@ -32,15 +33,30 @@ def cluster(folder: Path) -> Iterator[RunningCluster]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def built_stage(folder: Path) -> Iterator[Stage]:
+    with Stage.build(folder / "stage") as stage:
+        yield stage
+
+
+@pytest.fixture
+def stage(built_stage: Stage) -> Iterator[Stage]:
+    """A cluster with a backend, of which a test may stop and wipe what it wants."""
+    yield built_stage
+    built_stage.mend()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put the ends of the services' logs into the report of a test that failed."""
     report = yield
-    cluster = getattr(item, "funcargs", {}).get("cluster")
-    if report.failed and cluster is not None:
-        report.sections.append(("the services' logs", cluster.tails()))
+    arguments = getattr(item, "funcargs", {})
+    clusters = [arguments["cluster"]] if "cluster" in arguments else []
+    clusters += [arguments["stage"].cluster] if "stage" in arguments else []
+    if report.failed:
+        report.sections.extend(("the services' logs", cluster.tails()) for cluster in clusters)
     return report
 
 

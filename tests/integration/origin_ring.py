@@ -37,11 +37,13 @@ class Origin:
         self.log = folder / "origin.log"
         self._config = folder / "origin.yaml"
         self.process: subprocess.Popen[bytes] | None = None
+        self.prefix: list[str] = []
+        """Before the command that starts it."""
         folder.mkdir(parents=True)
         self._config.write_text(yaml.safe_dump(config))
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "shoal", "origin", "--config", str(self._config)]
+        command = [*self.prefix, sys.executable, "-m", "shoal", "origin", "--config", str(self._config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -216,7 +216,7 @@ async def test_head_does_not_download(cluster: RunningCluster, http: aiohttp.Cli
     assert list(cluster.data_dir("agent-0").glob(f"*/*{digest.hex}*")) == []
 
 
-async def test_what_is_not_there_is_a_404_and_what_is_no_digest_a_400(
+async def test_what_is_not_there_is_a_404_and_what_is_no_digest_or_name_a_400(
     cluster: RunningCluster, http: aiohttp.ClientSession
 ) -> None:
     agent = cluster.agents[0]
@@ -226,6 +226,10 @@ async def test_what_is_not_there_is_a_404_and_what_is_no_digest_a_400(
     async with http.get(f"{agent.admin}/namespace/x/blobs/sha256:beef") as answer:
         assert answer.status == 400
         assert (await answer.json())["errors"][0]["code"] == "DIGEST_INVALID"
+    digest = Digest.of(b"nowhere")
+    async with http.get(f"{agent.admin}/namespace/Not%2Fa%20name/blobs/{digest}") as answer:
+        assert answer.status == 400
+        assert (await answer.json())["errors"][0]["code"] == "NAME_INVALID"
 
 
 async def test_generic_blobs_are_not_for_the_runtime_which_has_only_what_its_repositories_have(

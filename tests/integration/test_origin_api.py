@@ -183,7 +183,7 @@ class TestInternalPut:
         process.rlimit(resource.RLIMIT_FSIZE, (100 * KIB, unlimited[1]))
         try:
             async with http.put(origin.url(f"/internal/blobs/{digest}"), data=data) as answer:
-                assert answer.status == 503
+                assert answer.status == 507
                 assert "Retry-After" in answer.headers
                 body = await answer.text()
         finally:

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 from shoal.cli import main
 from shoal.simulate.report import document
 from shoal.simulate.run import Swarm
-from shoal.simulate.scenario import Scenario
+from shoal.simulate.scenario import Scenario, cut
 
 MB = 10**6
 
 seeds = st.integers(0, 2**32)
 # A seed that fails says all: a smaller one is no simpler.
 quick = settings(
-    max_examples=10,
+    max_examples=20,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
@@ -68,6 +68,23 @@ def test_every_host_that_stays_finishes_though_others_die_and_are_slow_and_an_or
 
 
 @quick
+@given(seed=seeds, zones=st.integers(2, 4))
+def test_zones_that_lose_relays_and_an_origin_finish_all_the_same(seed: int, zones: int) -> None:
+    scenario = small(seed=seed, zones=zones, churn=0.3, slow=0.1, kill_origin=2.0, pieces=12)
+    outcome = Swarm(scenario).run()
+    assert outcome.unfinished == 0
+
+
+@quick
+@given(seed=seeds, pieces=st.integers(1, 6))
+def test_pieces_that_take_seconds_trip_no_timeout(seed: int, pieces: int) -> None:
+    scenario = small(seed=seed, pieces=pieces, image=300 * MB, hosts=12)
+    outcome = Swarm(scenario).run()
+    assert outcome.unfinished == 0
+    assert max(outcome.downloaded) < 6 * scenario.ideal
+
+
+@quick
 @given(seed=seeds)
 def test_hosts_that_may_hold_few_connections_form_no_islands(seed: int) -> None:
     outcome = Swarm(small(seed=seed, hosts=40, handout=4, max_dialed=3, max_accepted=6)).run()
@@ -92,6 +109,21 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another_one() -> None
     runs = [document(Swarm(small(seed=seed, churn=0.1)).run()) for seed in (7, 7, 8)]
     assert runs[0] == runs[1]
     assert runs[1]["downloaded"] != runs[2]["downloaded"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_swarm_is_nearly_as_quick_as_one_host_alone_and_its_readers_not_far_behind(
+    seed: int,
+) -> None:
+    scenario = small(seed=seed, hosts=60, image=600 * MB, rate=100.0 * MB, pieces=200)
+    outcome = Swarm(scenario).run()
+    assert max(outcome.downloaded) <= 1.15 * scenario.ideal
+    assert max(outcome.unpacked) <= 1.6 * scenario.ideal
+
+
+def test_a_layer_is_cut_as_the_product_cuts_it() -> None:
+    assert cut(1_500_000_000) == Scenario().pieces
+    assert cut(1) == 1
 
 
 def test_a_host_alone_with_one_origin_downloads_at_line_speed() -> None:

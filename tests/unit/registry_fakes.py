@@ -17,6 +17,7 @@ from shoal.model.digest import Digest
 from shoal.model.errors import (
     BlobUnknown,
     BlobUploadUnknown,
+    Denied,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -87,16 +88,36 @@ class MemoryOrigins:
     uploading: asyncio.Event = field(default_factory=asyncio.Event)
     deadlines: list[float] = field(default_factory=list)
     opened: list[MemoryBlob] = field(default_factory=list)
+    namespaces: list[tuple[Digest, str]] = field(default_factory=list)
+    """Of the uploads."""
+    checked: list[str] = field(default_factory=list)
+    denied: set[str] = field(default_factory=set)
+    backed: dict[tuple[str, Digest], int] = field(default_factory=dict)
+    """Sizes of what only a repository's backend has."""
 
     def hold(self, content: bytes, copies: int = 3) -> Digest:
         digest = Digest.of(content)
         self.blobs[digest], self.copies[digest] = content, copies
         return digest
 
+    async def check_push(self, namespace: str, *, deadline: Deadline) -> None:
+        self.checked.append(namespace)
+        if namespace in self.denied:
+            raise Denied(f"no backend stores the blobs of {namespace}")
+        if self.failure is not None:
+            raise Unreachable("GET", "/internal/push-check", self.failure)
+
     async def upload(
-        self, digest: Digest, source: Path | int, size: int, *, deadline: Deadline
+        self,
+        digest: Digest,
+        source: Path | int,
+        size: int,
+        *,
+        deadline: Deadline,
+        namespace: str = "",
     ) -> object:
         assert isinstance(source, Path)
+        self.namespaces.append((digest, namespace))
         self.uploading.set()
         self.deadlines.append(deadline.remaining())
         if self.gate is not None:
@@ -109,13 +130,20 @@ class MemoryOrigins:
         self.blobs[digest], self.copies[digest] = content, 3
         return None
 
-    async def stat(self, digest: Digest, *, deadline: Deadline, keep: bool = False) -> int | None:
+    async def stat(
+        self, digest: Digest, *, deadline: Deadline, keep: bool = False, namespace: str = ""
+    ) -> int | None:
         self._ask(digest)
         content = self.blobs.get(digest)
-        return None if content is None else len(content)
+        return self.backed.get((namespace, digest)) if content is None else len(content)
 
     async def stat_many(
-        self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
+        self,
+        digests: Iterable[Digest],
+        *,
+        deadline: Deadline,
+        keep: bool = False,
+        namespace: str = "",
     ) -> Copies:
         hosts = ["a:1", "b:1", "c:1"]
         return Copies(
@@ -126,14 +154,16 @@ class MemoryOrigins:
             }
         )
 
-    async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes:
+    async def read(
+        self, digest: Digest, *, deadline: Deadline, limit: int, namespace: str = ""
+    ) -> bytes:
         self._ask(digest)
         content = self._get(digest)
         if len(content) > limit:
             raise Unreachable("GET", f"/internal/blobs/{digest}", "more bytes than the limit")
         return content
 
-    async def open(self, digest: Digest, *, deadline: Deadline) -> MemoryBlob:
+    async def open(self, digest: Digest, *, deadline: Deadline, namespace: str = "") -> MemoryBlob:
         self._ask(digest)
         blob = MemoryBlob(self._get(digest))
         self.opened.append(blob)

@@ -65,7 +65,7 @@ def test_config_show_without_a_file_prints_the_defaults_and_what_must_be_set(rol
     assert result.exit_code == 0, result.output
     rows = [tuple(part.strip() for part in row.split("#")) for row in result.stdout.splitlines()]
     assert ("shutdown_grace: 7s", "default") in rows
-    assert ("hosts:", "must be set") in rows
+    assert ("origins:", "must be set") in rows
     assert ("replicas: 3", "default") in rows
     assert all(row[1] in {"default", "must be set"} for row in rows if len(row) > 1)
 

@@ -188,6 +188,27 @@ def test_a_transaction_that_fails_changes_nothing(database: QueueDatabase) -> No
     assert database.find(["a"])
 
 
+def test_what_is_added_again_while_it_runs_is_done_once_more(database: QueueDatabase) -> None:
+    do(database, lambda: database.add_again("key", "first", 1.0, 1.0))
+    (running,) = claim(database, 1.0)
+    do(database, lambda: database.add_again("key", "first", 2.0, 2.0))
+    do(database, lambda: database.add_again("key", "second", 3.0, 3.0))
+    assert claim(database, 9.0) == []
+    assert do(database, lambda: database.done(running)) is False
+    (again,) = claim(database, 9.0)
+    assert (again.payload, again.failures) == ("second", 0)
+    do(database, lambda: database.add_again("key", "second", 10.0, 10.0))
+    assert do(database, lambda: database.done(again)) is True
+    assert claim(database, 99.0) == []
+
+
+def test_what_waits_for_its_first_attempt_is_brought_forward(database: QueueDatabase) -> None:
+    do(database, lambda: database.add_again("key", "later", 1.0, 50.0))
+    assert claim(database, 2.0) == []
+    do(database, lambda: database.add_again("key", "now", 2.0, 2.0))
+    assert [task.key for task in claim(database, 2.0)] == ["key"]
+
+
 def test_one_process_works_on_a_queue(path: Path, database: QueueDatabase) -> None:
     with pytest.raises(QueueUnusable, match="another process"):
         work(path)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.swarm.pace import Intake, Pace
+from shoal.swarm.pace import KEPT, Intake, Pace
 
 MIB = 1 << 20
 
@@ -92,6 +92,27 @@ def test_another_piece_takes_longer_the_more_are_due() -> None:
     assert it.expected == pytest.approx(1.2)
     it.dropped(MIB)
     assert it.expected == pytest.approx(0.8)
+
+
+def test_a_peer_whose_pieces_take_longer_than_the_limit_is_given_twice_their_time() -> None:
+    it = pace(timeout=4.0)
+    it.asked(8 * MIB, 0.0)
+    it.completed(8 * MIB, 5.0)
+    it.asked(8 * MIB, 100.0)
+    assert not it.stalled(110.0)
+    assert it.stalled(110.1)
+
+
+def test_a_part_of_what_is_asked_for_in_advance_is_kept_for_what_readers_wait_for() -> None:
+    intake = Intake()
+    while intake.spare():
+        intake.asked()
+    kept = 0
+    while intake.room():
+        intake.asked()
+        kept += 1
+    assert kept == KEPT
+    assert not intake.spare()
 
 
 def test_a_host_asks_for_so_many_pieces_in_advance_and_no_more() -> None:

@@ -16,7 +16,7 @@ from shoal.agent.timeline import Journal
 from shoal.agent.why import parse_image, why
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import BlobUnknown, DigestInvalid, NameInvalid, TagInvalid
-from shoal.model.names import InvalidName, InvalidTag, split_tag
+from shoal.model.names import InvalidName, InvalidTag, repository_name, split_tag
 from shoal.registry.app import registry_routes
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.view import swarm_view
@@ -24,16 +24,16 @@ from shoal.web.bodies import send_blob
 from shoal.web.deadline import Deadline
 from shoal.web.server import application
 
-_MAX_NAMESPACE = 255
 
-
-def registry_application(pulls: Pulls, readiness: AgentReadiness) -> web.Application:
+def registry_application(
+    pulls: Pulls, readiness: AgentReadiness, config: AgentConfig
+) -> web.Application:
     """What the container runtime talks to.
 
     Generic blobs are not served here: their namespaces do not say who may read which digest.
     """
     app = application("agent", readiness=readiness.missing)
-    registry_routes(app, pulls, None)
+    registry_routes(app, pulls, None, upstreams=config.upstreams)
     return app
 
 
@@ -82,12 +82,13 @@ def admin_application(  # noqa: PLR0917 -- what an operator asks about
 def _generic_blobs(app: web.Application, service: AgentService, config: AgentConfig) -> None:
     async def get_blob(request: web.Request) -> web.StreamResponse:
         digest = _digest(request)
-        namespace = request.match_info["namespace"]
-        if len(namespace) > _MAX_NAMESPACE:
-            raise NameInvalid(f"a namespace has at most {_MAX_NAMESPACE} characters")
+        try:
+            namespace = repository_name(request.match_info["namespace"])
+        except InvalidName as error:
+            raise NameInvalid(str(error)) from error
         deadline = Deadline.from_headers(request.headers, config.request_timeout)
         if request.method == "HEAD":
-            size = await service.size(digest, deadline)
+            size = await service.size(digest, deadline, namespace)
             if size is None:
                 raise BlobUnknown(f"no origin has blob {digest}", detail={"digest": str(digest)})
             return web.Response(

@@ -11,6 +11,7 @@ from pydantic import Field
 from shoal.config.model import ServiceConfig
 from shoal.config.units import Address, Bytes, Duration
 from shoal.ring.config import HostsConfig, OriginsConfig
+from shoal.store.config import CacheConfig
 from shoal.swarm.config import PeerConfig
 
 
@@ -26,6 +27,9 @@ class AgentConfig(ServiceConfig):
     data_dir: Path
     """The cache: complete blobs, and partial ones that go on after a restart."""
 
+    cache: CacheConfig = CacheConfig()
+    """How large the cache may grow. Blobs that were used longest ago make room for others."""
+
     peer: PeerConfig = PeerConfig()
 
     zone: Annotated[str, Field(max_length=255)] = ""
@@ -35,6 +39,9 @@ class AgentConfig(ServiceConfig):
     build_index: HostsConfig
     origins: OriginsConfig
     """Where small blobs come from, and all others when neither tracker nor peers are to be had."""
+
+    upstreams: tuple[str, ...] = ()
+    """The names of the build-indexes' `upstreams`: ``?ns=`` and path prefixes that mean them."""
 
     request_timeout: Duration = 30.0
     """The deadline for all that is asked of other services before the first byte of an answer."""

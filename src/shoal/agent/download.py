@@ -16,8 +16,9 @@ from shoal.agent.announcer import Announcer
 from shoal.agent.library import Library
 from shoal.agent.timeline import DownloadTimeline
 from shoal.model.digest import Digest, Hasher
-from shoal.model.errors import ApiError, Unavailable
+from shoal.model.errors import ApiError, StillFetching, Unavailable
 from shoal.origin.client import OriginCluster
+from shoal.store.room import Room
 from shoal.swarm import bits as bitset
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.metainfo import Metainfo
@@ -27,11 +28,14 @@ from shoal.swarm.pieces import PieceFile
 from shoal.tracker.client import TrackerClient
 from shoal.tracker.messages import Joined
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound
+from shoal.web.failures import CallFailed, NotFound, Unreachable, retry_after
 
 _ASK_TIMEOUT = 10.0
 _LOOK = 0.5
 """Seconds between looks at how a download gets on."""
+
+_ASK_AGAIN = 0.5
+"""Seconds until what could not be asked is asked again."""
 
 _FALLBACK_AFTER = 2.0
 """Seconds without a piece from the swarm after which the origins are asked over HTTP."""
@@ -64,6 +68,7 @@ class Sources:
     announcer: Announcer
     origins: OriginCluster
     library: Library
+    room: Room
     hashing: Executor
     """One thread per download that hashes whole blobs behind the frontier."""
 
@@ -97,14 +102,15 @@ class Download:
         """Fetch the blob and cache it. Failures go to those who read, and into the log."""
         pieces: PieceFile | None = None
         try:
-            deadline = Deadline.after(_ASK_TIMEOUT)
-            joined = await self._locate(deadline)
-            pieces = await self._open(joined.metainfo)
-            self.pieces.set_result(pieces)
-            await self._fetch(pieces, joined)
-            pieces.settled()
-            self.finishing = True
-            await asyncio.to_thread(self._sources.library.finish, pieces)
+            joined = await self._locate_fetched()
+            file = self._sources.library.partial_path(self.digest)
+            async with self._sources.room.reserve(self.digest, joined.metainfo.size, file):
+                pieces = await self._open(joined.metainfo)
+                self.pieces.set_result(pieces)
+                await self._fetch(pieces, joined)
+                pieces.settled()
+                self.finishing = True
+                await asyncio.to_thread(self._sources.library.finish, pieces)
         except asyncio.CancelledError:
             self._fail(pieces, Unavailable(f"{self.digest}: the download was ended"))
             self._timeline.end(self._now(), "ended by a deletion, or as the agent stopped")
@@ -141,6 +147,20 @@ class Download:
         else:
             pieces.close()
 
+    async def _locate_fetched(self) -> Joined:
+        """As `_locate`, however long the origins take to fetch the blob from its backend.
+
+        They say so each time, and bound it themselves: one that stalls is given up.
+        """
+        while True:
+            try:
+                return await self._locate(Deadline.after(_ASK_TIMEOUT))
+            except CallFailed as error:
+                if error.code != StillFetching.code:
+                    raise
+                log.info("the origins are still fetching", digest=str(self.digest))
+                await asyncio.sleep(error.retry_after or 1.0)
+
     async def _locate(self, deadline: Deadline) -> Joined:
         """Metainfo and peers from the tracker, or from the origins when no tracker answers.
 
@@ -152,9 +172,11 @@ class Download:
                 self.digest, sources.node.peer, namespace=self._namespace, deadline=deadline
             )
         except CallFailed as error:
+            if error.code == StillFetching.code:
+                raise
             log.warning("no tracker answered", digest=str(self.digest), error=str(error))
             located = await sources.origins.metainfo(
-                self.digest, deadline=Deadline.after(_ASK_TIMEOUT)
+                self.digest, deadline=Deadline.after(_ASK_TIMEOUT), namespace=self._namespace
             )
             if located is None:
                 raise NotFound(
@@ -185,6 +207,7 @@ class Download:
     async def _fetch(self, pieces: PieceFile, joined: Joined) -> None:
         """Return when the blob is whole and its digest is right."""
         hashing = asyncio.create_task(self._hash(pieces))
+        learning: asyncio.Task[None] | None = None
         try:
             await self._check_present(pieces)
             self._timeline.resumed = _bytes_of(pieces)
@@ -199,11 +222,15 @@ class Download:
                 if node.peer.zone:
                     self.swarm.keep_to_zone(joined.share)
                 node.leech(pieces, joined.peers)
+                if not pieces.metainfo.whole:
+                    learning = asyncio.create_task(self._learn(pieces, self.swarm))
                 await self._watch(pieces, self.swarm, hashing)
             found = await hashing
             self._timeline.hash_done(self._now())
         finally:
             hashing.cancel()
+            if learning is not None:
+                learning.cancel()
             if self.swarm is not None:
                 self.swarm.stop_leeching()
                 self.swarm = None
@@ -212,6 +239,41 @@ class Download:
             raise Unavailable(
                 f"what came for {self.digest} has the digest {found}: nothing of it is kept"
             )
+
+    async def _learn(self, pieces: PieceFile, swarm: BlobSwarm) -> None:
+        """Ask for the digests of the pieces that the origins are still fetching."""
+        try:
+            while not swarm.metainfo.whole:
+                try:
+                    await swarm.learn(await self._more(swarm.metainfo.known))
+                except CallFailed as error:
+                    if isinstance(error, NotFound) or retry_after(error) is None:
+                        raise
+                    log.info("nobody tells of more pieces", digest=str(self.digest))
+                    await asyncio.sleep(_ASK_AGAIN)
+        except (ApiError, CallFailed, OSError, ValueError) as error:
+            pieces.fail(
+                Unavailable(f"{self.digest}: the origins could not fetch it to its end: {error}")
+            )
+
+    async def _more(self, known: int) -> Metainfo:
+        """A growing metainfo with more than `known` pieces, or as it is after a while."""
+        sources, deadline = self._sources, Deadline.after(_ASK_TIMEOUT)
+        try:
+            return await sources.tracker.metainfo(
+                self.digest, deadline=deadline, namespace=self._namespace, known=known
+            )
+        except CallFailed as error:
+            if not isinstance(error, Unreachable):
+                raise
+            located = await sources.origins.metainfo(
+                self.digest, deadline=deadline, namespace=self._namespace, known=known
+            )
+            if located is None:
+                raise NotFound(
+                    "GET", f"/blobs/{self.digest}", f"no origin has {self.digest}"
+                ) from error
+            return located.metainfo
 
     async def _check_present(self, pieces: PieceFile) -> None:
         """Check what an earlier process left behind."""
@@ -224,7 +286,10 @@ class Download:
             return
         size = pieces.metainfo.size
         data = await self._sources.origins.read(
-            self.digest, deadline=Deadline.after(_ASK_TIMEOUT), limit=size
+            self.digest,
+            deadline=Deadline.after(_ASK_TIMEOUT),
+            limit=size,
+            namespace=self._namespace,
         )
         _HTTP_BYTES.inc(len(data))
         if not await pieces.store(0, memoryview(data)):
@@ -237,6 +302,7 @@ class Download:
         """Return when the swarm has brought everything; help it when it does not."""
         now = self._sources.node.now
         verified, progress, sought, patience = pieces.verified, now(), now(), _SEEK
+        known = swarm.metainfo.known
         few = _FEW * self._sources.node.config.max_dialed
         while not pieces.all_verified:
             await asyncio.wait([hashing], timeout=_LOOK)
@@ -244,6 +310,8 @@ class Download:
                 return  # All came, or the file failed: awaiting the task tells.
             if pieces.verified != verified:
                 verified, progress = pieces.verified, now()
+            if swarm.metainfo.known != known:
+                known, progress = swarm.metainfo.known, now()
             if now() - progress > self._sources.stall_timeout:
                 missing = pieces.metainfo.count - pieces.verified.bit_count()
                 raise Unavailable(
@@ -256,7 +324,7 @@ class Download:
             if late or (starved and now() - sought > _SEEK):
                 sought, patience = now(), min(2 * patience, _MAX_SEEK)
                 self._sources.announcer.seek(self.digest, starved=starved)
-            if now() - progress > _FALLBACK_AFTER:
+            if now() - progress > _FALLBACK_AFTER and swarm.metainfo.whole:
                 try:
                     await self._fetch_over_http(pieces, swarm)
                 except (ApiError, CallFailed) as error:
@@ -269,7 +337,9 @@ class Download:
         first = bitset.first_gap(pieces.verified)
         count = max(1, _HTTP_RUN // metainfo.piece_size)
         last = min(first + count, metainfo.count)
-        blob = await self._sources.origins.open(self.digest, deadline=Deadline.after(_ASK_TIMEOUT))
+        blob = await self._sources.origins.open(
+            self.digest, deadline=Deadline.after(_ASK_TIMEOUT), namespace=self._namespace
+        )
         buffer = bytearray()
         index = first
         async for chunk in blob.segments(metainfo.span(first)[0], metainfo.span(last - 1)[1]):

@@ -22,7 +22,8 @@ from shoal.buildindex.client import BuildIndexClient
 from shoal.config.load import Loaded
 from shoal.config.units import split_address
 from shoal.origin.client import OriginCluster
-from shoal.registry.manifest_cache import ManifestCache
+from shoal.store.memory import MemoryCache
+from shoal.store.room import Room
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.swarm.security import CannotSecure
@@ -60,8 +61,9 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     library = await asyncio.to_thread(Library, config.data_dir, node.executor)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="digest")
     announcer = Announcer(node, tracker)
+    room = Room(library.volumes, config.cache.limits, service)
     service.connect(
-        Sources(node, tracker, announcer, origins, library, hashing, config.stall_timeout)
+        Sources(node, tracker, announcer, origins, library, room, hashing, config.stall_timeout)
     )
     pulls = Pulls(
         index=index,
@@ -69,7 +71,7 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
         origins=origins,
         disk=library,
         membership=Membership(),
-        manifests=ManifestCache(config.manifest_cache),
+        manifests=MemoryCache(config.manifest_cache),
         journal=journal,
     )
     readiness = AgentReadiness(node, tracker, index)
@@ -77,10 +79,13 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
         await node.start()
     except OSError as error:
         raise CannotListen(config.peer.listen, "peer.listen", error) from error
+    # Only failures of real calls count here: checks by every host would be a load on the origins.
+    await asyncio.gather(origins.start(check=False), tracker.start(), index.start())
     announcing = asyncio.create_task(service.announce(), name="announce")
+    watching = asyncio.create_task(room.watch(), name="room")
     try:
         apps = [
-            Listener(registry_application(pulls, readiness), config.listen),
+            Listener(registry_application(pulls, readiness, config), config.listen),
             Listener(
                 admin_application(pulls, service, node, readiness, journal, config),
                 config.admin,
@@ -89,10 +94,12 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
         ]
         await serve(apps, stop=stop, grace=config.shutdown_grace)
     finally:
-        announcing.cancel()
-        with suppress(asyncio.CancelledError):
-            await announcing
+        for chore in (announcing, watching):
+            chore.cancel()
+            with suppress(asyncio.CancelledError):
+                await chore
         await service.stop()
         await node.stop()
+        await asyncio.gather(origins.close(), tracker.close(), index.close())
         await asyncio.to_thread(hashing.shutdown)
         await http.close()

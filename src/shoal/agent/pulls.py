@@ -25,8 +25,8 @@ from shoal.model.manifest import (
     Referrer,
     parse_manifest,
 )
-from shoal.registry.manifest_cache import ManifestCache
 from shoal.registry.membership import for_members
+from shoal.store.memory import MemoryCache
 from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound
@@ -77,7 +77,7 @@ class Index(Protocol):
 class Blobs(Protocol):
     """Blobs by digest, whoever they belong to (`shoal.agent.service.AgentService`)."""
 
-    async def size(self, digest: Digest, deadline: Deadline) -> int | None: ...
+    async def size(self, digest: Digest, deadline: Deadline, namespace: str = "") -> int | None: ...
 
     async def fetch(self, digest: Digest, namespace: str) -> None: ...
 
@@ -87,7 +87,9 @@ class Blobs(Protocol):
 class Origins(Protocol):
     """Where manifests come from (`shoal.origin.client.OriginCluster`)."""
 
-    async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes: ...
+    async def read(
+        self, digest: Digest, *, deadline: Deadline, limit: int, namespace: str = ""
+    ) -> bytes: ...
 
 
 class Disk(Protocol):
@@ -109,7 +111,7 @@ class Pulls:
         origins: Origins,
         disk: Disk,
         membership: Membership,
-        manifests: ManifestCache,
+        manifests: MemoryCache,
         journal: Journal,
     ) -> None:
         self._index = index
@@ -181,7 +183,9 @@ class Pulls:
         if cached is not None:
             return cached, "disk"
         try:
-            body = await self._origins.read(digest, deadline=deadline, limit=MAX_MANIFEST_BYTES)
+            body = await self._origins.read(
+                digest, deadline=deadline, limit=MAX_MANIFEST_BYTES, namespace=repository
+            )
         except NotFound as error:
             raise _no_manifest(repository, digest) from error
         try:
@@ -225,7 +229,8 @@ class Pulls:
     async def stat_blob(self, repository: str, digest: Digest, deadline: Deadline) -> int:
         """The size of a blob; nothing is downloaded."""
         size = await for_members(
-            self._has_blob(repository, digest, deadline), self._blobs.size(digest, deadline)
+            self._has_blob(repository, digest, deadline),
+            self._blobs.size(digest, deadline, repository),
         )
         if size is None:
             raise _no_blob(repository, digest)

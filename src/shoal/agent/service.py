@@ -7,14 +7,18 @@ They are content by digest alone; `shoal.agent.pulls` knows which repository may
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterator
 
 import structlog
+from prometheus_client import Counter
 
 from shoal.agent.body import AgentBlob
 from shoal.agent.download import Download, Sources
 from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
-from shoal.model.errors import BlobUnknown, Unavailable
+from shoal.model.errors import BlobUnknown, InsufficientStorage, Unavailable
+from shoal.store.eviction import CachedBlob
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.pieces import PieceFile
 from shoal.web.bodies import Blob
@@ -22,6 +26,10 @@ from shoal.web.deadline import Deadline
 from shoal.web.failures import NotFound
 
 log = structlog.get_logger(__name__)
+
+_PASSED = Counter(
+    "shoal_agent_passed_through", "Blobs given to clients straight from an origin, for lack of room"
+)
 
 
 class AgentService:
@@ -36,6 +44,7 @@ class AgentService:
         self._sources: Sources
         self._downloads: dict[Digest, Download] = {}
         self._tasks: dict[Digest, asyncio.Task[None]] = {}
+        self._evicting: dict[Digest, asyncio.Task[bool]] = {}
 
     def connect(self, sources: Sources) -> None:
         """Give it the swarm, which in turn needs this service as its provider."""
@@ -43,14 +52,17 @@ class AgentService:
 
     # -- for this host's clients
 
-    async def size(self, digest: Digest, deadline: Deadline) -> int | None:
-        """The size of a blob, None: no origin has it. Nothing is downloaded."""
+    async def size(self, digest: Digest, deadline: Deadline, namespace: str = "") -> int | None:
+        """The size of a blob, None: neither an origin nor the namespace's backend has it.
+
+        Nothing is downloaded.
+        """
         swarm = self._node_blob(digest)
         if swarm is not None:
             return swarm.metainfo.size
         size = await asyncio.to_thread(self._sources.library.size, digest)
         if size is None:
-            size = await self._sources.origins.stat(digest, deadline=deadline)
+            size = await self._sources.origins.stat(digest, deadline=deadline, namespace=namespace)
         return size
 
     async def fetch(self, digest: Digest, namespace: str) -> None:
@@ -58,16 +70,32 @@ class AgentService:
         await self._find(digest, namespace)
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob:
-        """A blob, from this host's disk or while it arrives; raises `BlobUnknown`."""
+        """A blob, from this host's disk or while it arrives; raises `BlobUnknown`.
+
+        One that finds no room on the disk passes through, from an origin to the client.
+        """
         found = await self._find(digest, namespace)
         if isinstance(found, Download):
-            return self._body(digest, await self._opened(found, deadline))
+            try:
+                return self._body(digest, await self._opened(found, deadline))
+            except InsufficientStorage as error:
+                log.warning("a blob passes through", digest=str(digest), why=str(error))
+                _PASSED.inc()
+                return await self._pass_through(digest, namespace, deadline)
         if found.pieces.recheck_if_touched():
             log.warning("a cached file was changed; checking it again", digest=str(digest))
         return self._body(digest, found.pieces)
 
+    async def _pass_through(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob:
+        try:
+            return await self._sources.origins.open(digest, deadline=deadline, namespace=namespace)
+        except NotFound as error:
+            raise BlobUnknown(error.detail, detail={"digest": str(digest)}) from error
+
     async def _find(self, digest: Digest, namespace: str) -> BlobSwarm | Download:
         """The blob on this host's disk, or its download, which begins if need be."""
+        if (going := self._evicting.get(digest)) is not None:
+            await asyncio.wait([going])
         download = self._downloads.get(digest)
         if download is not None and download.finishing:
             await asyncio.wait([self._tasks[digest]])
@@ -138,7 +166,7 @@ class AgentService:
 
     async def open(self, digest: Digest) -> PieceFile | None:
         """A cached blob that a peer asks for."""
-        if digest in self._downloads:
+        if digest in self._downloads or digest in self._evicting:
             return None
         pieces = await asyncio.to_thread(self._sources.library.complete, digest)
         if pieces is not None:
@@ -183,6 +211,34 @@ class AgentService:
         self._sources.announcer.has_not(digest)
         self._sources.node.remove(digest)
         return await asyncio.to_thread(self._sources.library.delete, digest)
+
+    # -- eviction (`shoal.store.room.Cache`)
+
+    def blobs(self) -> Iterator[CachedBlob]:
+        """What is on this host's disk. Blocks."""
+        return self._sources.library.blobs(self._standing)
+
+    def _standing(self, digest: Digest) -> tuple[bool, float]:
+        """Whether a blob is being fetched, read or sent now, and when it was used last."""
+        if digest in self._downloads:
+            return True, 0.0
+        swarm = self._node_blob(digest)
+        if swarm is None:
+            return False, 0.0
+        idle = time.monotonic() - swarm.last_used
+        return swarm.pieces.file.shared, time.time() - idle
+
+    async def evict(self, digest: Digest) -> bool:
+        """Remove a blob that nobody uses now; whether there was one. The trackers are told."""
+        if digest in self._evicting or self._standing(digest)[0]:
+            return False
+        self._sources.announcer.has_not(digest)
+        self._sources.node.remove(digest)
+        removal = asyncio.to_thread(self._sources.library.delete, digest)
+        going = asyncio.get_running_loop().create_task(removal)
+        self._evicting[digest] = going
+        going.add_done_callback(lambda _: self._evicting.pop(digest))
+        return await asyncio.shield(going)
 
     async def stop(self) -> None:
         """End the downloads, keeping what came, and take leave of the trackers."""

@@ -125,7 +125,7 @@ class DownloadTimeline:
         return sum(source.bytes for source in self.sources.values())
 
     def _peer(self, peer: PeerInfo) -> Source:
-        name = f"{peer.host}:{peer.port}"
+        name = peer.address
         source = self.sources.get(name)
         if source is None:
             kind = Kind.ORIGIN if peer.origin else Kind.AGENT

@@ -12,6 +12,7 @@ from typing import cast, get_args
 import msgspec
 from aiohttp import web
 
+from shoal.buildindex.lookups import Question
 from shoal.buildindex.messages import (
     MAX_QUESTIONS,
     LookupAnswer,
@@ -21,7 +22,7 @@ from shoal.buildindex.messages import (
     WantedRequest,
 )
 from shoal.buildindex.records import MAX_BATCH, MAX_BATCH_BODY, Batch
-from shoal.buildindex.service import BuildIndex
+from shoal.buildindex.service import BuildIndex, Looked
 from shoal.config.units import parse_duration
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import BadRequest, DigestInvalid, NameInvalid, TagInvalid
@@ -155,7 +156,10 @@ class Api:
 
     async def get_tag(self, request: web.Request) -> web.Response:
         """``GET /tags/{repository:tag}``: the digest as text."""
-        digest = await self._index.get_tag(*_repository_and_tag(request))
+        digest = await while_connected(
+            request,
+            self._index.get_tag(*_repository_and_tag(request), deadline=deadline_of(request)),
+        )
         return web.Response(text=digest, headers={"Docker-Content-Digest": digest})
 
     async def tags(self, request: web.Request) -> web.Response:
@@ -189,8 +193,16 @@ class Api:
                 f"{len(asked.manifests)} manifests and {len(asked.blobs)} blobs are asked for; at "
                 f"most {MAX_QUESTIONS} together are answered at once"
             )
-        manifests, blobs = await self._index.lookup(asked.manifests, asked.blobs, rely=asked.rely)
-        return _json(LookupAnswer([_found(manifest) for manifest in manifests], blobs))
+        looked = await while_connected(
+            request,
+            self._index.lookup(
+                asked.manifests,
+                asked.blobs,
+                rely=asked.rely,
+                deadline=deadline_of(request) if asked.through else None,
+            ),
+        )
+        return _json(_lookup_answer(asked, looked))
 
     async def wanted(self, request: web.Request) -> web.Response:
         """``POST /internal/wanted``: `WantedRequest`."""
@@ -231,6 +243,16 @@ def _batch(body: bytes) -> Batch:
         return msgspec.json.decode(body, type=Batch)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadRequest(f"not records of a neighbour: {error}") from error
+
+
+def _lookup_answer(asked: LookupRequest, looked: Looked) -> LookupAnswer:
+    open_ = set(looked.open)
+    return LookupAnswer(
+        [_found(manifest) for manifest in looked.manifests],
+        looked.blobs,
+        [n for n, pair in enumerate(asked.manifests) if Question("manifest", *pair) in open_],
+        [n for n, pair in enumerate(asked.blobs) if Question("blob", *pair) in open_],
+    )
 
 
 def _found(manifest: FoundManifest | None) -> ManifestFound | None:

@@ -16,6 +16,7 @@ from shoal.buildindex.hosts import IndexHosts, may_have_arrived
 from shoal.buildindex.lookups import (
     LOOKUP,
     Known,
+    Open,
     Question,
     digest_in,
     lookup_answers,
@@ -76,12 +77,22 @@ class BuildIndexClient:
     ) -> None:
         """`retry` is for writes and checks that no build-index took; None: the default policy."""
         self._http = http
-        self._hosts = IndexHosts(http, config.hosts, retry=retry or RetryPolicy(), clock=clock)
-        self._lookups = {
-            (host, rely): self._lookups_at(host, rely=rely)
-            for host in self._hosts.hosts
-            for rely in (False, True)
-        }
+        self._hosts = IndexHosts(http, config, retry=retry or RetryPolicy(), clock=clock)
+        self._hosts.listed.watch(self._moved)
+        self._lookups: dict[tuple[str, bool], Batches[Question, Known | Open]] = {}
+
+    async def start(self) -> None:
+        """Look up and follow the list of build-indexes; a written list needs no start."""
+        await self._hosts.listed.start()
+
+    async def close(self) -> None:
+        """Follow the list no longer."""
+        await self._hosts.listed.close()
+
+    def _moved(self, before: Sequence[str], now: Sequence[str]) -> None:
+        for host in set(before) - set(now):
+            for rely in (False, True):
+                self._lookups.pop((host, rely), None)
 
     async def put_tag(
         self,
@@ -138,14 +149,44 @@ class BuildIndexClient:
     async def _look_up(
         self, question: Question, deadline: Deadline, *, rely: bool
     ) -> FoundManifest | bool | None:
-        async def ask(host: str, within: Deadline) -> FoundManifest | bool | None:
-            lookups = self._lookups[host, rely]
-            return await lookups.ask(question, within.at_most(READ_TIMEOUT)) or None
+        async def ask(host: str, within: Deadline) -> FoundManifest | Open | bool | None:
+            lookups = self._lookups_at(host, rely=rely)
+            answer: FoundManifest | Open | bool = await lookups.ask(
+                question, within.at_most(READ_TIMEOUT)
+            )
+            return answer or None
 
-        return await self._hosts.first_to_have_it("POST", LOOKUP, ask, deadline)
+        known: FoundManifest | Open | bool | None = await self._hosts.first_to_have_it(
+            "POST", LOOKUP, ask, deadline
+        )
+        if isinstance(known, Open):
+            return await self._look_through(question, deadline, rely=rely)
+        return known
 
-    def _lookups_at(self, host: str, *, rely: bool) -> Batches[Question, Known]:
-        async def send(questions: Sequence[Question], deadline: Deadline) -> list[Known]:
+    async def _look_through(
+        self, question: Question, deadline: Deadline, *, rely: bool
+    ) -> FoundManifest | bool | None:
+        """Have a build-index ask a backend or an upstream; what the first one answers is so.
+
+        All clients ask the same one first, so that it is asked once, however many want to know.
+        """
+        request = lookup_request([question], rely=rely, through=True)
+
+        async def ask(host: str, within: Deadline) -> Known | Open:
+            answer = await self._hosts.call(host, "POST", LOOKUP, within, json=request)
+            return lookup_answers([question], answer)[0]
+
+        known = await self._hosts.first_to_answer(str(question), "POST", LOOKUP, ask, deadline)
+        return None if isinstance(known, Open) else known or None
+
+    def _lookups_at(self, host: str, *, rely: bool) -> Batches[Question, Known | Open]:
+        lookups = self._lookups.get((host, rely))
+        if lookups is None:
+            lookups = self._lookups[host, rely] = self._new_lookups(host, rely=rely)
+        return lookups
+
+    def _new_lookups(self, host: str, *, rely: bool) -> Batches[Question, Known | Open]:
+        async def send(questions: Sequence[Question], deadline: Deadline) -> list[Known | Open]:
             request = lookup_request(questions, rely=rely)
             answer = await self._hosts.call(host, "POST", LOOKUP, deadline, json=request)
             return lookup_answers(questions, answer)
@@ -354,6 +395,8 @@ class BuildIndexClient:
                 wanted.update(answer.decode(WantedAnswer).wanted)
             return wanted
 
+        if missing := self._hosts.listed.missing():
+            raise Unreachable("POST", _WANTED, "; ".join(missing))
         answers = await asyncio.gather(*map(ask, self._hosts.hosts), return_exceptions=True)
         wanted: set[str] = set()
         causes: list[CallFailed] = []
@@ -380,6 +423,8 @@ class BuildIndexClient:
         return await self._silent("/readiness")
 
     async def _silent(self, path: str) -> list[str]:
+        if missing := self._hosts.listed.missing():
+            return missing
         hosts = await silent(
             self._http, self._hosts.hosts, path, enough=1, timeout=READINESS_TIMEOUT
         )

@@ -24,6 +24,19 @@ class Version(msgspec.Struct, frozen=True, order=True, array_like=True):
     counter: Annotated[int, _BELOW_2_31]
     node: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
+    @property
+    def adopted(self) -> bool:
+        """Whether this is a version of `adopted_at`."""
+        return self.wall_ms == 0
+
+    @classmethod
+    def adopted_at(cls, wall_ms: int, node: str) -> Version:
+        """The version of what a node found in a backend at a moment (ms).
+
+        It is older than every write: nothing that was written or deleted here loses against it.
+        """
+        return cls(0, min(max(wall_ms, 0) // 1000, 2**31 - 1), node)
+
 
 class HybridClock:
     """Hands out the versions of one node, each later than all it has handed out or observed."""

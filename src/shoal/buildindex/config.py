@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from shoal.backend.config import BackendsConfig
+from shoal.backend.upstreams import UpstreamsConfig
 from shoal.buildindex.dependencies import MAX_DEPENDENCIES, MAX_DEPTH
 from shoal.config.model import Config, ServiceConfig
 from shoal.config.units import Address, Duration
 from shoal.model.manifest import IndexChildren
+from shoal.queue.config import QueueConfig
 from shoal.queue.retry import RetryPolicy
 from shoal.ring.config import OriginsConfig
 
@@ -51,6 +54,31 @@ class GcConfig(Config):
 
     untagged: Literal["keep", "remove"] = "keep"
     """What becomes of manifests that no tag, index or referrer relation reaches."""
+
+
+class ReadThroughConfig(Config):
+    """How what is in no record is looked up in backends and upstreams."""
+
+    negative: Duration = 10.0
+    """For how long it is repeated that a backend does not have something; upstreams have a setting
+    of their own. A push ends it at once."""
+
+    failure: Duration = 2.0
+    """For how long a backend or upstream that failed is not asked for the same again, unless it
+    says itself when to come back."""
+
+    timeout: Annotated[Duration, Field(gt=0)] = 20.0
+    """For one look, the manifest included."""
+
+
+class WritebackConfig(QueueConfig):
+    """The queue that writes tags, and what belongs to which repository, to the backends."""
+
+    timeout: Annotated[Duration, Field(gt=0)] = 30.0
+    """For one write to a backend."""
+
+    stagger: Duration = 30.0
+    """After this time what a neighbour took is written here, if the neighbour has not done it."""
 
 
 class TagTypeConfig(Config):
@@ -104,6 +132,17 @@ class BuildIndexConfig(ServiceConfig):
     tombstone_ttl: Annotated[Duration, Field(gt=0)] = 30 * 86400.0
     """How long a deletion is remembered. A build-index that was away for longer must be started
     with an empty data_dir, or it brings back what was deleted."""
+
+    backends: BackendsConfig = ()
+    """Where tags, and what belongs to which repository, are kept besides: written after a push was
+    acknowledged, and asked for what no record knows."""
+
+    upstreams: UpstreamsConfig = Field(default_factory=dict)
+    """Registries whose repositories are pulled through, by name; ``_default`` is any other one."""
+
+    read_through: ReadThroughConfig = ReadThroughConfig()
+
+    writeback: WritebackConfig = WritebackConfig()
 
     request_timeout: Duration = 30.0
     """The deadline of a request that came without one."""

@@ -28,6 +28,9 @@ from shoal.web.retrying import RetriesExhausted, spent
 PARALLEL_REPAIRS = 8
 """Under-replicated blobs that are copied at the same time."""
 
+PARALLEL_QUESTIONS = 16
+"""Blobs that a backend is asked for at the same time."""
+
 _WHAT = "dependency check"
 _STAT = "/internal/blobs/stat"
 _LOOKUP = "/internal/lookup"
@@ -41,7 +44,13 @@ class Origins(Protocol):
     @property
     def members(self) -> tuple[str, ...]: ...
 
-    async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes: ...
+    async def read(
+        self, digest: Digest, *, deadline: Deadline, limit: int, namespace: str = ""
+    ) -> bytes: ...
+
+    async def stat(
+        self, digest: Digest, *, deadline: Deadline, keep: bool = False, namespace: str = ""
+    ) -> int | None: ...
 
     async def stat_many(
         self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
@@ -77,7 +86,9 @@ class ExistenceCheck:
         *,
         quorum: int,
         policy: RetryPolicy,
+        backed: bool = False,
     ) -> None:
+        """`backed`: what no origin has may be in the repository's backend, and is safe there."""
         self.sizes: dict[Digest, int] = {}
         """Bytes of what was found on the origins."""
 
@@ -87,6 +98,7 @@ class ExistenceCheck:
         self._root = root
         self._quorum = quorum
         self._policy = policy
+        self._backed = backed
         self._safe: set[Digest] = set()
         self._absent: list[Digest] = []
         self._outside: set[Digest] = set()
@@ -155,12 +167,14 @@ class ExistenceCheck:
         inside = [digest for digest in open_ if digest not in outside]
         presence = await self._origins.stat_many(inside, deadline=deadline, keep=True)
         self._asked, self._unasked = True, dict(presence.unasked)
-        self.sizes.update(presence.sizes)
-        gone = outside if self._unasked else set(open_) - presence.sizes.keys()
+        lost = [digest for digest in inside if digest not in presence.sizes]
+        stored = await self._stored(lost, deadline)
+        self._safe.update(stored)
+        sizes = {**presence.sizes, **stored}
+        self.sizes.update(sizes)
+        gone = outside if self._unasked else set(open_) - sizes.keys()
         dropped.update(gone & optional)
-        self._absent = [
-            digest for digest in open_ if digest not in presence.sizes and digest not in dropped
-        ]
+        self._absent = [d for d in open_ if d not in sizes and d not in dropped]
         copies = presence.copies
         self._safe.update(d for d, hosts in copies.items() if len(hosts) >= self._quorum)
         if self._absent:
@@ -168,6 +182,22 @@ class ExistenceCheck:
         thin = {digest: hosts for digest, hosts in copies.items() if digest not in self._safe}
         if thin:
             await self._repair(thin, deadline)
+
+    async def _stored(self, digests: Sequence[Digest], deadline: Deadline) -> dict[Digest, int]:
+        """Sizes of those that the repository's backend has, though no origin does."""
+        if not self._backed or not digests:
+            return {}
+        slots = asyncio.Semaphore(PARALLEL_QUESTIONS)
+
+        async def ask(digest: Digest) -> int | None:
+            async with slots:
+                return await self._origins.stat(
+                    digest, deadline=deadline, namespace=self._members.repository
+                )
+
+        sizes = await asyncio.gather(*map(ask, digests))
+        found = zip(digests, sizes, strict=True)
+        return {digest: size for digest, size in found if size is not None}
 
     def _raise_absent(self) -> None:
         causes = list(self._unasked.values())

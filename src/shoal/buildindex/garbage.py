@@ -109,7 +109,7 @@ def mark(contents: Contents, *, now: float, grace: float, untagged: Untagged) ->
             manifest.size,
         )
         for manifest in contents.manifests
-        if manifest.digest not in reached and manifest.version.wall_ms < cutoff
+        if manifest.digest not in reached and _is_old(manifest.version, cutoff)
     ]
     gone = {manifest.name for manifest in condemned}
     needed = set(contents.tags.values())
@@ -125,7 +125,7 @@ def mark(contents: Contents, *, now: float, grace: float, untagged: Untagged) ->
             link.version,
         )
         for link in contents.links
-        if link.digest not in needed and link.version.wall_ms < cutoff
+        if link.digest not in needed and _is_old(link.version, cutoff)
     ]
     return condemned
 
@@ -144,7 +144,7 @@ def _reached(contents: Contents, cutoff: int, untagged: Untagged) -> set[str]:
             referrers.setdefault(manifest.subject, []).append(manifest.digest)
     # What is young may be an index whose tag is about to come: it keeps its children, too.
     waiting = [digest for digest in contents.tags.values() if digest in manifests]
-    waiting += [m.digest for m in contents.manifests if m.version.wall_ms >= cutoff]
+    waiting += [m.digest for m in contents.manifests if not _is_old(m.version, cutoff)]
     reached = set(waiting)
     while waiting:
         digest = waiting.pop()
@@ -153,6 +153,15 @@ def _reached(contents: Contents, cutoff: int, untagged: Untagged) -> set[str]:
                 reached.add(other)
                 waiting.append(other)
     return reached
+
+
+def _is_old(version: Version, cutoff: int) -> bool:
+    """Whether a record may go when nothing here needs it.
+
+    What was found in a backend stays: there may be tags and manifests in the backend that need it,
+    and that nobody has asked for yet.
+    """
+    return not version.adopted and version.wall_ms < cutoff
 
 
 def _why_untagged(manifest: LiveManifest, reached: set[str]) -> str:

@@ -7,7 +7,7 @@ import errno
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import structlog
@@ -15,6 +15,7 @@ import structlog
 from shoal.model.errors import (
     ApiError,
     BlobUnknown,
+    Denied,
     DigestInvalid,
     ManifestBlobUnknown,
     ManifestInvalid,
@@ -24,16 +25,20 @@ from shoal.model.errors import (
     Unsupported,
 )
 from shoal.queue.retry import RetryPolicy
+from shoal.ring.config import HostsConfig
 from shoal.ring.health import Health
+from shoal.ring.rendezvous import owners
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
+from shoal.web.hosts import HostList
 from shoal.web.retrying import RetriesExhausted, Retry, retrying
 
 _ERRORS: dict[str, type[ApiError]] = {
     error.code: error
     for error in (
         BlobUnknown,
+        Denied,
         DigestInvalid,
         ManifestBlobUnknown,
         ManifestInvalid,
@@ -61,19 +66,24 @@ class IndexHosts:
     def __init__(
         self,
         http: HttpClient,
-        hosts: Sequence[str],
+        config: HostsConfig,
         *,
         retry: RetryPolicy,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`retry` is for what no build-index took."""
-        self.hosts = tuple(hosts)
+        self.listed = HostList(config, "build_index")
         self._http = http
         self._retry = retry
         self._clock = clock
         self._rng = random.Random()
         self._health = Health()
         self._suspects: set[str] = set()
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All of them, as they are now."""
+        return self.listed.hosts
 
     async def persistently(
         self,
@@ -125,7 +135,7 @@ class IndexHosts:
 
         answer = await self.first_to_have_it(method, path, ask, deadline)
         if answer is None:
-            raise _nobody(method, path)
+            raise self._nobody(method, path)
         return answer
 
     async def first_to_have_it(
@@ -140,7 +150,7 @@ class IndexHosts:
         One that is known to be down is not asked once another one does not know.
         """
         unknown = False
-        last: CallFailed = _nobody(method, path)
+        last: CallFailed = self._nobody(method, path)
         hosts = self._ordered()
         for position, host in enumerate(hosts):
             if unknown and host in self._suspects:
@@ -158,6 +168,31 @@ class IndexHosts:
                 unknown = True
         if unknown:
             return None
+        raise last
+
+    async def first_to_answer(
+        self,
+        key: str,
+        method: str,
+        path: str,
+        ask: Callable[[str, Deadline], Awaitable[T]],
+        deadline: Deadline,
+    ) -> T:
+        """What the first build-index answers, whatever it is.
+
+        Everyone who has this key asks in the same order, but for hosts that failed them lately: so
+        what is known or under way at one of them is shared.
+        """
+        last: CallFailed = self._nobody(method, path)
+        hosts = self._health.order(owners(key, self.hosts), self._clock())
+        for position, host in enumerate(hosts):
+            try:
+                return await ask(host, _share(deadline, hosts, position))
+            except (NotFound, Rejected) as error:
+                _raise_answer(error)
+                last = error
+            except (Unreachable, Overloaded) as error:
+                last = error
         raise last
 
     async def call(
@@ -182,6 +217,9 @@ class IndexHosts:
         self._health.ok(host, self._clock())
         self._suspects.discard(host)
 
+    def _nobody(self, method: str, path: str) -> CallFailed:
+        return Unreachable(method, path, self.listed.why_empty())
+
     def _ordered(self) -> list[str]:
         return self._health.order(self.hosts, self._clock())
 
@@ -203,10 +241,6 @@ def _raise_answer(error: CallFailed) -> None:
 def _share(deadline: Deadline, hosts: list[str], position: int) -> Deadline:
     """An equal part of the time left for each host that may still have to be asked."""
     return deadline.at_most(deadline.remaining() / (len(hosts) - position))
-
-
-def _nobody(method: str, path: str) -> CallFailed:
-    return Unreachable(method, path, "no build-index is configured")
 
 
 def _log_retry(retry: Retry) -> None:

@@ -25,6 +25,9 @@ class LookupRequest(msgspec.Struct, frozen=True):
     rely: bool = False
     """The caller tells its own caller that it need not send the blobs that are found."""
 
+    through: bool = False
+    """Backends and upstreams are asked for what the records do not say; that takes its time."""
+
 
 class ManifestFound(msgspec.Struct, frozen=True):
     """A manifest that a repository has, or what else a tag points to."""
@@ -42,6 +45,11 @@ class LookupAnswer(msgspec.Struct, frozen=True):
 
     manifests: list[ManifestFound | None]
     blobs: list[bool]
+
+    open_manifests: list[int] = []
+    """Numbers of those of `manifests` that only a question with `through` answers."""
+
+    open_blobs: list[int] = []
 
 
 class WantedRequest(msgspec.Struct, frozen=True):

@@ -57,11 +57,30 @@ COLLECTION_SECONDS = Histogram(
     "Seconds that a run of garbage collection took.",
     buckets=(0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 1800),
 )
+READ_THROUGH = Counter(
+    "shoal_tag_backend_reads",
+    "Tags, manifests and blobs that were looked up in a backend, by outcome.",
+    ["outcome"],
+)
+REVALIDATIONS = Counter(
+    "shoal_upstream_tag_checks",
+    "Questions to upstreams whether a tag still holds, by outcome.",
+    ["outcome"],
+)
+STALE_SERVED = Counter(
+    "shoal_upstream_stale_tags_served",
+    "Tags that were served although their upstream could not confirm them.",
+    ["upstream"],
+)
 
 for _outcome in ("first_try", "after_retry", "exhausted", "permanent"):
     # What never happened yet is 0, not absent: alerts on its rate work from the first time on.
     MANIFEST_DOWNLOADS.labels(_outcome)
     DEPENDENCY_CHECKS.labels(_outcome)
+for _outcome in ("found", "absent", "failed"):
+    READ_THROUGH.labels(_outcome)
+for _outcome in ("unchanged", "moved", "gone", "failed"):
+    REVALIDATIONS.labels(_outcome)
 for _kind in ("manifest", "blob"):
     COLLECTED.labels(_kind)
 for _end in ("done", "failed"):

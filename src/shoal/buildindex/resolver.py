@@ -102,12 +102,16 @@ class Resolver:
         write_quorum: int,
         config: ResolverConfig | None = None,
         tag_types: TagTypes | None = None,
+        *,
+        has_backend: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        """`has_backend`: whether what a repository needs may be in a backend, too."""
         self._origins = origins
         self._membership = membership
         self._write_quorum = write_quorum
         self._config = config or ResolverConfig()
         self._tag_types = tag_types or TagTypes(())
+        self._has_backend = has_backend
 
     async def resolve(self, candidate: Candidate, *, deadline: Deadline) -> Resolved:
         """What the candidate needs, each part of it on at least `write_quorum` origins.
@@ -152,6 +156,7 @@ class Resolver:
             candidate.digest,
             quorum=self._write_quorum,
             policy=config.existence,
+            backed=self._has_backend(candidate.repository),
         )
         tag_type = self._tag_types.of(candidate.name)
         return _Resolution(
@@ -283,7 +288,12 @@ class _Resolution:
 
     async def _download(self, digest: Digest, used: int) -> bytes:
         async def read(deadline: Deadline) -> bytes:
-            return await self._origins.read(digest, deadline=deadline, limit=MAX_MANIFEST_BYTES)
+            return await self._origins.read(
+                digest,
+                deadline=deadline,
+                limit=MAX_MANIFEST_BYTES,
+                namespace=self._candidate.repository,
+            )
 
         return await self._effort.spend(
             read,
@@ -298,7 +308,12 @@ class _Resolution:
     async def _read_once(self, digest: Digest) -> bytes:
         deadline = self._effort.deadline.at_most(self._effort.attempt_timeout)
         async with asyncio.timeout(deadline.remaining()):
-            return await self._origins.read(digest, deadline=deadline, limit=MAX_MANIFEST_BYTES)
+            return await self._origins.read(
+                digest,
+                deadline=deadline,
+                limit=MAX_MANIFEST_BYTES,
+                namespace=self._candidate.repository,
+            )
 
     async def _feed(self, digest: Digest, body: bytes, content_type: str | None = None) -> None:
         await _in_thread_when_large(body, partial(self._walk.feed, digest, body, content_type))

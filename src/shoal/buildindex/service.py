@@ -7,16 +7,20 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple
 
 import structlog
 
 from shoal.buildindex import writes
+from shoal.buildindex.adoption import entry_of
 from shoal.buildindex.collector import Collector
-from shoal.buildindex.database import Transaction
+from shoal.buildindex.elsewhere import Elsewhere
 from shoal.buildindex.garbage import GcReport
+from shoal.buildindex.listing import Listings
+from shoal.buildindex.lookups import Question
 from shoal.buildindex.neighbours import Neighbours
-from shoal.buildindex.records import Changes, ManifestEntry, Page, Record, ReferrersPage
+from shoal.buildindex.publishing import Publisher
+from shoal.buildindex.records import Changes, Page, Record, ReferrersPage
 from shoal.buildindex.resolver import Candidate, Resolved, Resolver
 from shoal.buildindex.store import Store
 from shoal.buildindex.view import View
@@ -51,9 +55,16 @@ MAX_LOST = 3
 READY_FOR = 1.0
 """Seconds for which having been ready is believed, so that probes rarely write to the disk."""
 
-T = TypeVar("T")
-
 log = structlog.get_logger()
+
+
+class Looked(NamedTuple):
+    """What the records say, in the order of the questions."""
+
+    manifests: list[FoundManifest | None]
+    blobs: list[bool]
+    open: list[Question]
+    """Questions that a backend or an upstream must be asked before the answer counts."""
 
 
 class BuildIndex:
@@ -63,9 +74,12 @@ class BuildIndex:
         self,
         store: Store,
         neighbours: Neighbours,
+        publisher: Publisher,
         resolver: Resolver,
         collector: Collector,
         *,
+        elsewhere: Elsewhere,
+        listings: Listings,
         gc_grace: float,
         origins_missing: Callable[[], Awaitable[list[str]]],
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
@@ -76,13 +90,15 @@ class BuildIndex:
         """
         self._store = store
         self._neighbours = neighbours
+        self._publisher = publisher
         self._resolver = resolver
         self._collector = collector
+        self._elsewhere = elsewhere
+        self._listings = listings
         self._renew_after_ms = round(gc_grace * 1000 / 2)
         self._origins_missing = origins_missing
         self._wall_ms = wall_ms
         self._ready_until = 0.0
-        self._writes: set[asyncio.Task[object]] = set()
 
     async def start(self, catch_up_timeout: float) -> None:
         """Take what the neighbours have, and follow them; begin to collect garbage.
@@ -97,7 +113,8 @@ class BuildIndex:
     async def stop(self) -> None:
         """Finish what is under way and close the database."""
         await self._collector.stop()
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        await self._elsewhere.stop()
+        await self._publisher.stop()
         await self._neighbours.stop()
         await self._store.close()
 
@@ -121,6 +138,7 @@ class BuildIndex:
         `Resolver.resolve` raises; all is then as it was. Cancelling it ends the check; a write that
         has begun goes on to its end.
         """
+        self._elsewhere.refuse_writes(repository)
         candidate = Candidate(
             name=f"{repository}:{tags[0]}" if tags else f"{repository}@{digest}",
             repository=repository,
@@ -134,12 +152,12 @@ class BuildIndex:
             resolved = await self._resolve(candidate, deadline)
             root = await _root(candidate, resolved)
             try:
-                await self._write(
+                await self._publisher.write(
                     partial(
                         writes.put_manifest,
                         repository=repository,
                         digest=digest,
-                        entry=_entry(root, resolved.size),
+                        entry=entry_of(root, resolved.size),
                         tags=tags,
                         needs_blobs=resolved.blobs,
                         needs_manifests=resolved.manifests.keys(),
@@ -173,6 +191,7 @@ class BuildIndex:
         For callers that are trusted: all of it becomes part of the repository. Otherwise as
         `put_manifest`.
         """
+        self._elsewhere.refuse_writes(repository)
         candidate = Candidate(
             name=f"{repository}:{tag}",
             repository=repository,
@@ -184,11 +203,11 @@ class BuildIndex:
         )
         resolved = await self._resolve(candidate, deadline)
         manifests = {
-            child: _entry(read.manifest, read.size) for child, read in resolved.manifests.items()
+            child: entry_of(read.manifest, read.size) for child, read in resolved.manifests.items()
         }
         if resolved.root is not None:
-            manifests[digest] = _entry(resolved.root, resolved.size)
-        record = await self._write(
+            manifests[digest] = entry_of(resolved.root, resolved.size)
+        record = await self._publisher.write(
             partial(
                 writes.adopt,
                 repository=repository,
@@ -217,7 +236,8 @@ class BuildIndex:
 
     async def link(self, repository: str, digest: Digest) -> None:
         """Make a blob part of the repository; the caller knows that the origins have it."""
-        await self._write(
+        self._elsewhere.refuse_writes(repository)
+        await self._publisher.write(
             partial(
                 writes.link,
                 repository=repository,
@@ -231,6 +251,7 @@ class BuildIndex:
 
         Raises `BlobUnknown`.
         """
+        self._elsewhere.refuse_writes(repository)
         operation = partial(
             writes.mount,
             repository=repository,
@@ -238,7 +259,7 @@ class BuildIndex:
             source=source,
             renew_before=self._renew_before(),
         )
-        if not await self._write_or_ask(operation):
+        if not await self._publisher.write_or_ask(operation):
             where = "no repository" if source is None else f"the repository {source} does not"
             raise BlobUnknown(f"{where} {'has' if source is None else 'have'} the blob {digest}")
 
@@ -246,14 +267,18 @@ class BuildIndex:
 
     async def delete_tag(self, repository: str, tag: str) -> None:
         """Delete a tag; raises `ManifestUnknown`."""
-        if not await self._write_or_ask(partial(writes.delete_tag, repository=repository, tag=tag)):
+        self._elsewhere.refuse_writes(repository)
+        if not await self._publisher.write_or_ask(
+            partial(writes.delete_tag, repository=repository, tag=tag)
+        ):
             raise _no_tag(repository, tag)
         log.info("tag deleted", repository=repository, tag=tag)
 
     async def delete_manifest(self, repository: str, digest: Digest) -> None:
         """Delete a manifest and all tags that point to it; raises `ManifestUnknown`."""
+        self._elsewhere.refuse_writes(repository)
         operation = partial(writes.delete_manifest, repository=repository, digest=digest)
-        if not await self._write_or_ask(operation):
+        if not await self._publisher.write_or_ask(operation):
             raise ManifestUnknown(f"there is no manifest {digest} in the repository {repository}")
         log.info("manifest deleted", repository=repository, digest=str(digest))
 
@@ -262,8 +287,9 @@ class BuildIndex:
 
         Raises `BlobUnknown`, and `Unsupported` while a manifest of the repository references it.
         """
+        self._elsewhere.refuse_writes(repository)
         operation = partial(writes.delete_blob, repository=repository, digest=digest)
-        if not await self._write_or_ask(operation):
+        if not await self._publisher.write_or_ask(operation):
             raise BlobUnknown(f"there is no blob {digest} in the repository {repository}")
         log.info("blob deleted", repository=repository, digest=str(digest))
 
@@ -273,25 +299,24 @@ class BuildIndex:
 
     # -- reads --------------------------------------------------------------------------------
 
-    async def get_tag(self, repository: str, tag: str) -> str:
+    async def get_tag(self, repository: str, tag: str, deadline: Deadline) -> str:
         """The digest that the tag points to; raises `ManifestUnknown`."""
-        digest = await self._store.read(lambda view: view.tag(repository, tag))
-        if digest is None:
+        looked = await self.lookup([(repository, tag)], [], rely=False, deadline=deadline)
+        found = looked.manifests[0]
+        if found is None:
             raise _no_tag(repository, tag)
-        return digest
+        return str(found.digest)
 
     async def tags(self, repository: str, last: str, count: int | None) -> Page:
         """A page of the repository's tags, in ASCII order; raises `NameUnknown`."""
-        size = _page_size(count, MAX_PAGE)
-        page = await self._store.read(lambda view: view.tags(repository, last, size))
+        page = await self._listings.tags(repository, last, _page_size(count, MAX_PAGE))
         if page is None:
             raise NameUnknown(f"there is no tag and no manifest in the repository {repository}")
         return page
 
     async def repositories(self, last: str, count: int | None) -> Page:
         """A page of the repositories that have a tag or a manifest, in ASCII order."""
-        size = _page_size(count, MAX_PAGE)
-        return await self._store.read(lambda view: view.repositories(last, size))
+        return await self._listings.repositories(last, _page_size(count, MAX_PAGE))
 
     async def referrers(
         self,
@@ -317,14 +342,27 @@ class BuildIndex:
         blobs: Sequence[tuple[str, str]],
         *,
         rely: bool,
-    ) -> tuple[list[FoundManifest | None], list[bool]]:
+        deadline: Deadline | None = None,
+    ) -> Looked:
         """What tags and digests of repositories stand for, and whether repositories have blobs.
 
-        With `rely`, blobs that are found stay for at least half of the grace time of garbage
-        collection.
+        With a deadline, backends and upstreams are asked where the records do not say it; without
+        one, the questions for which they would be are `Looked.open`. With `rely`, blobs that are
+        found stay for at least half of the grace time of garbage collection.
         """
-        renew_before = self._renew_before() if rely else None
+        looked = await self._look(manifests, blobs, rely=rely)
+        if deadline is None or not looked.open:
+            return looked
+        await self._elsewhere.bring(looked.open, deadline, rely=rely)
+        return (await self._look(manifests, blobs, rely=rely))._replace(open=[])
 
+    async def _look(
+        self,
+        manifests: Sequence[tuple[str, str]],
+        blobs: Sequence[tuple[str, str]],
+        *,
+        rely: bool,
+    ) -> Looked:
         def look(view: View) -> tuple[list[FoundManifest | None], list[int | None]]:
             return (
                 [view.find_manifest(*pair) for pair in manifests],
@@ -333,20 +371,33 @@ class BuildIndex:
 
         found, linked = await self._store.read(look)
         has = [written is not None for written in linked]
-        if renew_before is not None:
-            aged = [
-                number
-                for number, written in enumerate(linked)
-                if written is not None and written < renew_before
-            ]
-            if aged:
-                pairs = [blobs[number] for number in aged]
-                still = await self._write(
-                    partial(writes.rely, pairs=pairs, renew_before=renew_before)
-                )
-                for number, there in zip(aged, still, strict=True):
-                    has[number] = there
-        return found, has
+        if rely:
+            await self._rely(blobs, linked, has)
+        asked = [
+            (Question("manifest", *pair), known is not None)
+            for pair, known in zip(manifests, found, strict=True)
+        ]
+        asked += [(Question("blob", *pair), known) for pair, known in zip(blobs, has, strict=True)]
+        return Looked(found, has, await self._elsewhere.open_questions(asked))
+
+    async def _rely(
+        self, blobs: Sequence[tuple[str, str]], linked: Sequence[int | None], has: list[bool]
+    ) -> None:
+        """Renew the links that are about to be old enough for garbage collection."""
+        renew_before = self._renew_before()
+        aged = [
+            number
+            for number, written in enumerate(linked)
+            # What was found in a backend (0) is not collected.
+            if written is not None and 0 < written < renew_before
+        ]
+        if aged:
+            pairs = [blobs[number] for number in aged]
+            still = await self._publisher.write(
+                partial(writes.rely, pairs=pairs, renew_before=renew_before)
+            )
+            for number, there in zip(aged, still, strict=True):
+                has[number] = there
 
     async def wanted(self, digests: Collection[str]) -> list[str]:
         """Those of the digests that any repository needs."""
@@ -384,24 +435,6 @@ class BuildIndex:
 
     # -- writing ------------------------------------------------------------------------------
 
-    async def _write(self, operation: Callable[[Transaction], T]) -> T:
-        """Write, and give what was written to the neighbours; goes on when the caller leaves."""
-        task = asyncio.create_task(self._write_and_spread(operation), name="write")
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        return await asyncio.shield(task)
-
-    async def _write_and_spread(self, operation: Callable[[Transaction], T]) -> T:
-        result, records = await self._store.write(operation)
-        await self._neighbours.spread(records)
-        return result
-
-    async def _write_or_ask(self, operation: Callable[[Transaction], bool]) -> bool:
-        """Write; when nothing is there to write on, look again with what the neighbours have."""
-        if await self._write(operation):
-            return True
-        return await self._neighbours.refresh() and await self._write(operation)
-
     def _renew_before(self) -> int:
         return self._wall_ms() - self._renew_after_ms
 
@@ -422,17 +455,6 @@ async def _root(candidate: Candidate, resolved: Resolved) -> Manifest:
         return await in_thread(parse_manifest, candidate.body, candidate.content_type)
     except InvalidManifest as error:
         raise ManifestInvalid(f"{candidate.digest}: {error}") from error
-
-
-def _entry(manifest: Manifest, size: int) -> ManifestEntry:
-    return ManifestEntry(
-        media_type=manifest.media_type,
-        size=size,
-        subject=None if manifest.subject is None else str(manifest.subject.digest),
-        artifact_type=manifest.artifact_type,
-        annotations=dict(manifest.annotations),
-        references=[str(digest) for digest in manifest.references()],
-    )
 
 
 def _no_tag(repository: str, tag: str) -> ManifestUnknown:

@@ -120,7 +120,8 @@ class View:
 
     def __init__(self, connection: sqlite3.Connection, node: str) -> None:
         self._connection = connection
-        self._node = node
+        self.node = node
+        """The id of the build-index whose records these are."""
 
     # -- records and their log ----------------------------------------------------------------
 
@@ -149,15 +150,28 @@ class View:
         for *columns, number in self._connection.execute(_CHANGES, (seq, limit + 1)):
             size += len(columns[3] or "")
             if len(records) == limit or (records and size > MAX_BATCH_BYTES):
-                return Changes(self._node, records, seq, more=True)
+                return Changes(self.node, records, seq, more=True)
             records.append(_from_row(columns))
             seq = number
-        return Changes(self._node, records, seq, more=False)
+        return Changes(self.node, records, seq, more=False)
 
     def cursor(self, neighbour: str) -> tuple[str, int] | None:
         """The node that the neighbour was, and the sequence number up to which it was asked."""
         row = self._row("SELECT node, seq FROM cursors WHERE neighbour = ?", (neighbour,))
         return None if row is None else (row[0], row[1])
+
+    def stored_value(self, kind: Kind, repository: str, name: str) -> tuple[bool, str | None]:
+        """Whether there is a record of the name, and what a backend should hold under it.
+
+        That is the text of a digest; None: nothing, it was deleted.
+        """
+        if kind == "tag":
+            digest = self.tag(repository, name)
+        elif kind == "manifest":
+            digest = name if self.has_manifest(repository, name) else None
+        else:
+            digest = None if self.linked_at(repository, name) is None else name
+        return self.version(kind, repository, name) is not None, digest
 
     # -- lists --------------------------------------------------------------------------------
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from shoal.buildindex.adoption import Adoptable
+from shoal.buildindex.clock import Version
 from shoal.buildindex.database import Refused, Transaction
 from shoal.buildindex.garbage import Condemned
 from shoal.buildindex.records import ManifestEntry, Record
@@ -78,6 +80,62 @@ def adopt(
     for blob in blobs:
         link(transaction, repository, blob, renew_before=renew_before)
     return transaction.put("tag", repository, tag, str(digest))
+
+
+def adopt_stored(
+    transaction: Transaction, repository: str, tag: str | None, found: Adoptable
+) -> None:
+    """Make what a backend has part of the repository, where no record says anything about it.
+
+    Only the blobs of a manifest come back when they were deleted: those that a manifest needs are
+    part of its repository.
+    """
+    version = Version.adopted_at(transaction.wall_ms, transaction.node)
+    name = str(found.digest)
+    if found.entry is not None and transaction.version("manifest", repository, name) is None:
+        transaction.put_at(version, "manifest", repository, name, found.entry)
+    if transaction.has_manifest(repository, name):
+        for blob in map(str, found.blobs):
+            held = transaction.version("blob", repository, blob)
+            if held is None:
+                transaction.put_at(version, "blob", repository, blob, "")
+            elif held[1]:
+                transaction.put("blob", repository, blob, "")
+    if tag is not None and transaction.version("tag", repository, tag) is None:
+        transaction.put_at(version, "tag", repository, tag, name)
+
+
+def link_stored(transaction: Transaction, repository: str, digest: Digest) -> None:
+    """Make a blob that a backend has part of the repository, if no record speaks of it."""
+    name = str(digest)
+    if transaction.version("blob", repository, name) is None:
+        version = Version.adopted_at(transaction.wall_ms, transaction.node)
+        transaction.put_at(version, "blob", repository, name, "")
+
+
+def adopt_confirmed(
+    transaction: Transaction,
+    repository: str,
+    tag: str | None,
+    found: Adoptable,
+    *,
+    renew_before: int,
+) -> None:
+    """Make what an upstream has part of the repository, whatever was known before."""
+    if found.entry is not None:
+        name = str(found.digest)
+        held = transaction.version("manifest", repository, name)
+        if held is None or held[1] or held[0].wall_ms < renew_before:
+            transaction.put("manifest", repository, name, found.entry)
+        for blob in found.blobs:
+            link(transaction, repository, blob, renew_before=renew_before)
+    if tag is not None:
+        transaction.put("tag", repository, tag, str(found.digest))
+
+
+def confirm_tag(transaction: Transaction, repository: str, tag: str, digest: str | None) -> None:
+    """Note what an upstream says of a tag now; None: that there is none."""
+    transaction.put("tag", repository, tag, digest)
 
 
 def link(transaction: Transaction, repository: str, digest: Digest, *, renew_before: int) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from shoal import __version__
-from shoal.cli import bench, cluster, config, gc, queue, services, simulate, why
+from shoal.cli import bench, chaos, cluster, config, gc, queue, services, simulate, why
 
 main = typer.Typer(
     name="shoal",
@@ -47,3 +47,4 @@ gc.register(main)
 bench.register(main)
 why.register(main)
 simulate.register(main)
+chaos.register(main)

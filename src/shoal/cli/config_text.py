@@ -41,11 +41,11 @@ def _defaults(model: type[BaseModel]) -> BaseModel:
 
 
 def _default_rows(model: type[BaseModel], values: dict[str, Any], depth: int) -> Iterator[_Row]:
-    for name in model.model_fields:
+    for name, field in model.model_fields.items():
         section = section_of(model, name)
         indent = _INDENT * depth
         if section is not None and isinstance(values.get(name), dict):
-            yield f"{indent}{name}:", ""
+            yield f"{indent}{name}:", UNSET if field.is_required() else ""
             yield from _default_rows(section, values[name], depth + 1)
         elif name in values:
             yield f"{indent}{name}: {_flow(values[name])}", "default"

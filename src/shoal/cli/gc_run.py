@@ -18,6 +18,7 @@ from shoal.ring.config import HostsConfig
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed
+from shoal.web.lookup import LookupFailed, find_hosts
 
 PATH = "/internal/gc"
 
@@ -46,7 +47,7 @@ class Outcome:
 
 
 def load_targets(path: Path) -> Targets:
-    """Read the hosts from the config of a service; raises `ConfigError`.
+    """Find the hosts by the config of a service; raises `ConfigError`.
 
     Only the two sections are looked at, so that the file may be that of a service of any kind.
     """
@@ -61,13 +62,17 @@ def load_targets(path: Path) -> Targets:
 
 def _hosts(config: Mapping[str, object], section: str, path: Path) -> Sequence[str]:
     given = config.get(section)
-    hosts = given.get("hosts") if isinstance(given, dict) else None
-    if hosts is None:
+    keys = given if isinstance(given, dict) else {}
+    listed = {key: keys[key] for key in HostsConfig.model_fields if key in keys}
+    if not listed:
         raise ConfigError([f'missing key "{section}.hosts" in {path}: {_TAKE}'])
     try:
-        return HostsConfig(hosts=hosts).hosts
+        hosts, _ = asyncio.run(find_hosts(HostsConfig.model_validate(listed)))
     except ValueError as error:
-        raise ConfigError([f'bad value for "{section}.hosts" in {path}: {error}']) from error
+        raise ConfigError([f'bad value in section "{section}" in {path}: {error}']) from error
+    except LookupFailed as error:
+        raise ConfigError([f'cannot find the hosts of "{section}" in {path}: {error}']) from error
+    return sorted(hosts)
 
 
 async def run(targets: Targets, *, dry_run: bool, grace: float | None, timeout: float) -> Outcome:

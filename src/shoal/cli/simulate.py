@@ -55,7 +55,13 @@ def _simulate(
         int,
         typer.Option("--rate", parser=rate, metavar="RATE", help="Of each link, up and down each."),
     ] = "300MB/s",  # type: ignore[assignment] # typer parses the default, too
-    pieces: Annotated[int, typer.Option(min=1, help="Of a layer; fewer run faster.")] = 512,
+    pieces: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of a layer; by default as the product cuts it. Fewer run faster.",
+        ),
+    ] = None,
     zones: Annotated[int, typer.Option(min=1, help="Over which the hosts are spread.")] = 1,
     churn: Annotated[
         float,
@@ -88,7 +94,7 @@ def _simulate(
     from shoal.simulate import plot as plotting
     from shoal.simulate import report
     from shoal.simulate.run import Swarm
-    from shoal.simulate.scenario import Scenario
+    from shoal.simulate.scenario import Scenario, cut
 
     scenario = Scenario(
         hosts=hosts,
@@ -96,7 +102,7 @@ def _simulate(
         image=image,
         layers=layers,
         rate=line,
-        pieces=pieces,
+        pieces=pieces or cut(image // layers),
         zones=zones,
         churn=churn,
         slow=slow,

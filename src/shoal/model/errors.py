@@ -64,6 +64,12 @@ class BlobUploadUnknown(ApiError):
     status, code = 404, "BLOB_UPLOAD_UNKNOWN"
 
 
+class Denied(ApiError):
+    """403: this registry is set up not to do that for this repository."""
+
+    status, code = 403, "DENIED"
+
+
 class DigestInvalid(ApiError):
     """400: a malformed digest, or content that does not match its digest."""
 
@@ -159,3 +165,21 @@ class Unavailable(ApiError):
 
     def __init__(self, message: str, *, detail: Any = None, retry_after: int = 1) -> None:
         super().__init__(message, detail=detail, headers={"Retry-After": str(retry_after)})
+
+
+class StillFetching(Unavailable):
+    """503: on its way here from a backend; who comes back finds it, or waits on."""
+
+    code = "STILL_FETCHING"
+
+
+class InsufficientStorage(Unavailable):
+    """507: no room on the disk, and nothing that may be evicted to make some (RFC 4918, 11.5).
+
+    Not 503: clients repeat that at once, with all its bytes, and room comes in minutes at best.
+    """
+
+    status, code = 507, "INSUFFICIENT_STORAGE"
+
+    def __init__(self, message: str, *, detail: Any = None, retry_after: int = 60) -> None:
+        super().__init__(message, detail=detail, retry_after=retry_after)

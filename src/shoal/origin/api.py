@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import msgspec
 from aiohttp import web
@@ -20,14 +20,17 @@ from shoal.model.errors import (
 )
 from shoal.model.names import InvalidName, repository_name
 from shoal.origin.messages import (
+    MAX_NAMESPACES,
     LocationsAnswer,
     MetainfoAnswer,
     ReplicateAnswer,
     ReplicateRequest,
+    SizeAnswer,
     StatAnswer,
     StatRequest,
     SweepRequest,
 )
+from shoal.origin.refresh import Refresh
 from shoal.origin.service import OriginService
 from shoal.origin.sweep import Sweeper
 from shoal.origin.uploads import ChunkedUploads
@@ -40,11 +43,13 @@ MAX_SWEEP_REQUEST = 16 * 1024 * 1024
 """Bytes of what a sweep is told."""
 
 _CONTENT_RANGE = re.compile(r"(?:bytes[ =])?(\d{1,18})-(\d{1,18})(?:/(?:\d{1,18}|\*))?", re.ASCII)
+_SECONDS = re.compile(r"\d{1,12}(\.\d{1,9})?", re.ASCII)
 
 
 def origin_application(
     service: OriginService,
     uploads: ChunkedUploads,
+    refresh: Refresh,
     peer: PeerInfo,
     sweeper: Sweeper | None,
     *,
@@ -57,7 +62,7 @@ def origin_application(
     """
     app = application("origin", readiness=readiness, request_timeout=request_timeout)
     _Public(service, uploads).add_to(app.router)
-    _Internal(service, peer, sweeper).add_to(app.router)
+    _Internal(service, refresh, peer, sweeper).add_to(app.router)
     return app
 
 
@@ -79,22 +84,25 @@ class _Public:
         router.add_get("/blobs/{digest}/locations", self.locations)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        _namespace(request)
         digest = _digest(request)
-        blob = await self._service.open(digest, deadline_of(request))
+        blob = await self._service.open(digest, _namespace(request), deadline_of(request))
         return await send_blob(request, blob, digest=digest)
 
     async def put(self, request: web.Request) -> web.Response:
-        _namespace(request)
-        digest = _digest(request)
-        size, budget = request.content_length, _budget(request)
-        await self._service.upload(digest, _body(request), size, budget)
+        digest, namespace = _digest(request), _namespace(request)
+        await self._service.upload(
+            digest,
+            _body(request),
+            request.content_length,
+            _budget(request),
+            namespace=namespace,
+            through=_flag(request, "through"),
+        )
         return _created(digest)
 
     async def start(self, request: web.Request) -> web.Response:
-        _namespace(request)
         _digest(request)
-        upload = await self._uploads.start()
+        upload = await self._uploads.start(_namespace(request))
         return web.Response(
             status=202, headers={"Location": f"{request.rel_url.raw_path}/{upload}"}
         )
@@ -109,9 +117,16 @@ class _Public:
         return web.Response(status=202, headers=headers)
 
     async def finish(self, request: web.Request) -> web.Response:
-        _namespace(request)
+        namespace = _namespace(request)
         digest, upload = _digest(request), request.match_info["upload"]
-        await self._uploads.finish(upload, digest, _body(request), _budget(request))
+        await self._uploads.finish(
+            upload,
+            digest,
+            _body(request),
+            _budget(request),
+            namespace=namespace,
+            through=_flag(request, "through"),
+        )
         return _created(digest)
 
     async def locations(self, request: web.Request) -> web.Response:
@@ -124,8 +139,11 @@ class _Public:
 class _Internal:
     """Paths for other services of the cluster. They answer for this host alone."""
 
-    def __init__(self, service: OriginService, peer: PeerInfo, sweeper: Sweeper | None) -> None:
+    def __init__(
+        self, service: OriginService, refresh: Refresh, peer: PeerInfo, sweeper: Sweeper | None
+    ) -> None:
         self._service = service
+        self._refresh = refresh
         self._peer = peer
         self._sweeper = sweeper
 
@@ -134,6 +152,10 @@ class _Internal:
         router.add_post("/internal/blobs/stat", self.stat)
         router.add_get(f"{blob}/metainfo", self.metainfo)
         router.add_post(f"{blob}/replicate", self.replicate)
+        router.add_post(f"{blob}/refresh", self.refresh)
+        router.add_post(f"{blob}/writeback", self.writeback)
+        router.add_get(f"{blob}/backend", self.stat_backend)
+        router.add_get("/internal/push-check", self.check_push)
         router.add_get(blob, self.get)
         router.add_put(blob, self.put)
         router.add_get("/internal/peer", self.peer)
@@ -148,24 +170,78 @@ class _Internal:
         digest = _digest(request)
         kept = _flag(request, "kept")
         size = request.content_length
-        fresh = await self._service.store(digest, _body(request), size, kept=kept)
+        used = _epoch(request, "used")
+        fresh = await self._service.store(
+            digest,
+            _body(request),
+            size,
+            kept=kept,
+            used=used,
+            namespaces=_namespaces(request, "namespace"),
+            backed=_namespaces(request, "backed"),
+        )
         return web.Response(status=201 if fresh else 200)
 
     async def stat(self, request: web.Request) -> web.Response:
         asked = await read_json(request, StatRequest)
         digests = [_parse_digest(text) for text in asked.digests]
-        sizes = await self._service.sizes(digests, keep=asked.keep, kept=asked.kept)
+        sizes = await self._service.sizes(
+            digests,
+            keep=asked.keep,
+            kept=asked.kept,
+            namespaces=_checked(asked.namespaces),
+            backed=_checked(asked.backed),
+        )
         return _json(StatAnswer({str(digest): size for digest, size in sizes.items()}))
 
     async def metainfo(self, request: web.Request) -> web.Response:
-        metainfo = await self._service.metainfo(_digest(request))
-        return _json(MetainfoAnswer(metainfo, self._peer))
+        """``GET …/metainfo?known=``: of a blob still being fetched held until more is known."""
+        digest = _digest(request)
+        growing = self._refresh.growing(digest)
+        if growing is not None:
+            metainfo = await growing.beyond(_number(request, "known"))
+            if metainfo.whole or not growing.ended:
+                return _json(MetainfoAnswer(metainfo, self._peer))
+        return _json(MetainfoAnswer(await self._service.metainfo(digest), self._peer))
 
     async def replicate(self, request: web.Request) -> web.Response:
         digest = _digest(request)
         asked = await read_json(request, ReplicateRequest)
         copied, failed = await self._service.replicate(digest, asked.to, deadline_of(request))
         return _json(ReplicateAnswer(copied, failed))
+
+    async def refresh(self, request: web.Request) -> web.Response:
+        """``POST …/refresh?namespace=``: have an origin fetch the blob; held until it has.
+
+        With ``begun=true``, until it has begun to give its pieces.
+        """
+        size = await self._refresh.bring(
+            _digest(request),
+            _namespace_asked(request),
+            deadline_of(request),
+            led=_flag(request, "led"),
+            begun=_flag(request, "begun"),
+        )
+        return _json(SizeAnswer(size))
+
+    async def stat_backend(self, request: web.Request) -> web.Response:
+        """``GET …/backend?namespace=``: the size that the repository's backend says it has."""
+        size = await self._refresh.stat(
+            _digest(request), _namespace_asked(request), deadline_of(request)
+        )
+        return _json(SizeAnswer(size))
+
+    async def writeback(self, request: web.Request) -> web.Response:
+        """``POST …/writeback?namespace=``: write this origin's copy to the backend now."""
+        size = await self._service.settle(
+            _digest(request), _namespace_asked(request), deadline_of(request)
+        )
+        return _json(SizeAnswer(size))
+
+    async def check_push(self, request: web.Request) -> web.Response:
+        """``GET /internal/push-check?namespace=``: whether a push there would be refused."""
+        self._service.check_push(_namespace_asked(request))
+        return web.Response()
 
     async def gc(self, request: web.Request) -> web.Response:
         """``POST /internal/gc?dry_run=&grace=``: sweep this origin now."""
@@ -224,6 +300,24 @@ def _flag(request: web.Request, name: str) -> bool:
     return text == "true"
 
 
+def _epoch(request: web.Request, name: str) -> float | None:
+    """Seconds of the epoch, if the caller gave any."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    if _SECONDS.fullmatch(text) is None:
+        raise BadRequest(f"{name} must be seconds since the epoch, got {text[:40]!r}")
+    return float(text)
+
+
+def _number(request: web.Request, name: str) -> int:
+    """A number of at most seven digits; 0 when it is not given."""
+    text = request.query.get(name, "0")
+    if not text.isascii() or not text.isdigit() or len(text) > 7:
+        raise BadRequest(f"{name} must be a number, got {text[:40]!r}")
+    return int(text)
+
+
 def _duration(request: web.Request, name: str) -> float | None:
     """Seconds, if the caller gave any."""
     text = request.query.get(name)
@@ -236,9 +330,27 @@ def _duration(request: web.Request, name: str) -> float | None:
 
 
 def _namespace(request: web.Request) -> str:
-    """The namespace; it is checked, and so far chooses nothing: blobs are shared by all of them."""
+    """The repository whose backend stores the blob; the origins' copies are shared by all."""
+    return _repository(request.match_info["namespace"])
+
+
+def _namespace_asked(request: web.Request) -> str:
+    """The same, where it is a parameter."""
+    return _repository(request.query.get("namespace", ""))
+
+
+def _namespaces(request: web.Request, name: str) -> list[str]:
+    """A parameter that may be given several times, or not at all."""
+    return [_repository(text) for text in request.query.getall(name, ())[:MAX_NAMESPACES]]
+
+
+def _checked(names: Iterable[str]) -> list[str]:
+    return [_repository(name) for name in names]
+
+
+def _repository(text: str) -> str:
     try:
-        return repository_name(request.match_info["namespace"])
+        return repository_name(text)
     except InvalidName as error:
         raise NameInvalid(str(error)) from error
 

@@ -9,13 +9,15 @@ blobs stay where they are until they are repaired), before it says "not there"; 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+from urllib.parse import urlencode
 
 from shoal.model.digest import Digest
-from shoal.origin.members import ASK_TIMEOUT, Members, url_of
-from shoal.origin.messages import MetainfoAnswer
+from shoal.model.errors import Denied
+from shoal.origin.members import ASK_TIMEOUT, Change, Members, url_of
+from shoal.origin.messages import MAX_STAT_DIGESTS, MetainfoAnswer, SizeAnswer, StatRequest
 from shoal.origin.placing import Placing, UploadResult
 from shoal.origin.poll import Poll
 from shoal.origin.presence import Census, Presence
@@ -29,6 +31,7 @@ from shoal.swarm.peers import PeerInfo
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Rejected, Unreachable, combined
+from shoal.web.hosts import HostList
 from shoal.web.probe import silent
 from shoal.web.retrying import RetriesExhausted, retrying
 
@@ -44,7 +47,16 @@ ASK_AGAIN = RetryPolicy(initial=0.2, attempts=3)
 """For a question that a client waits for, when too many hosts could not be asked: one may be
 starting while another had no time."""
 
-__all__ = ["Located", "OriginCluster", "Presence", "QuorumFailed", "RemoteBlob", "UploadResult"]
+__all__ = [
+    "Change",
+    "Located",
+    "OriginCluster",
+    "Presence",
+    "QuorumFailed",
+    "RemoteBlob",
+    "UploadResult",
+    "denied",
+]
 
 T = TypeVar("T")
 
@@ -64,6 +76,36 @@ class OriginCluster(Placing):
         super().__init__(Members(http, config))
         self._rng = random.Random()
 
+    async def start(self, *, check: bool = True) -> None:
+        """Follow the list of members, and unless `check` is False check their health.
+
+        Returns once the list was looked up, or could not be for a few seconds. Without it only a
+        written list is known, and only failures of real calls count.
+        """
+        await self._members.start(check=check)
+
+    async def close(self) -> None:
+        """End what `start` began; copies under way are `drain`'s."""
+        await self._members.close()
+
+    def watch(self, watcher: Callable[[Change], None]) -> None:
+        """Tell the watcher of changes of the ring: who came and left, who is healthy again."""
+        self._members.watch(watcher)
+
+    @property
+    def listed(self) -> HostList:
+        """The list that the members come from."""
+        return self._members.listed
+
+    def healthy(self, host: str) -> bool:
+        """Whether the member passes its checks; one that is not checked does."""
+        return self._members.healthy(host)
+
+    @property
+    def ring(self) -> Members:
+        """The members one at a time, for those who look after the copies."""
+        return self._members
+
     @property
     def members(self) -> tuple[str, ...]:
         """All hosts of the ring."""
@@ -75,8 +117,13 @@ class OriginCluster(Placing):
 
     # -- asking -------------------------------------------------------------------------------
 
-    async def stat(self, digest: Digest, *, deadline: Deadline, keep: bool = False) -> int | None:
+    async def stat(
+        self, digest: Digest, *, deadline: Deadline, keep: bool = False, namespace: str = ""
+    ) -> int | None:
         """The size of the blob, or None: it is not there.
+
+        With `namespace`, the backend of that repository is asked for what no origin has; nothing is
+        fetched.
 
         `keep`: the caller relies on it from now on, so its grace time begins anew on every host
         that has it and answers in time, normally the write quorum.
@@ -88,7 +135,7 @@ class OriginCluster(Placing):
         """
         try:
             return await retrying(
-                lambda left: self._stat(digest, left, keep),
+                lambda left: self._stat(digest, left, keep, namespace),
                 policy=ASK_AGAIN,
                 deadline=deadline,
                 rng=self._rng,
@@ -96,7 +143,9 @@ class OriginCluster(Placing):
         except RetriesExhausted as exhausted:
             raise exhausted.last from exhausted
 
-    async def _stat(self, digest: Digest, deadline: Deadline, keep: bool) -> int | None:
+    async def _stat(
+        self, digest: Digest, deadline: Deadline, keep: bool, namespace: str
+    ) -> int | None:
         quorum = self._members.config.write_quorum
         wanted = max(0, len(self.members) - quorum)
 
@@ -111,13 +160,20 @@ class OriginCluster(Placing):
         poll = await self._members.poll(digest, ask, enough)
         if poll.found:
             return next(iter(poll.found.values()))
-        if len(poll.absent) > wanted:
+        if namespace:
+            path = f"/internal/blobs/{digest}/backend"
+            size = await self._at_backend(digest, "GET", path, namespace, deadline)
+            if size is not None:
+                return size
+        if len(poll.absent) > wanted and not self._members.unknown():
             return None
         raise _could_not_ask(digest, poll)
 
     async def readiness(self) -> list[str]:
         """Nothing if enough origins answer for a push to be taken; else which do not, and why."""
         quorum = self._members.config.write_quorum
+        if missing := self._members.listed.missing():
+            return missing
         silent_hosts = await silent(
             self._members.http, self.members, "/health", enough=quorum, timeout=READINESS_TIMEOUT
         )
@@ -130,46 +186,76 @@ class OriginCluster(Placing):
         ]
 
     async def stat_many(
-        self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
+        self,
+        digests: Iterable[Digest],
+        *,
+        deadline: Deadline,
+        keep: bool = False,
+        namespace: str = "",
     ) -> Presence:
         """Where each of the blobs is. One request (or one per 1,000 blobs) to each host.
 
-        Digests that no owner has are asked for at the other members. A digest that is not in
-        `sizes` is certainly not there only when nobody is in `unasked`. `keep`: the caller relies
-        on them from now on, so their grace time begins anew where `copies` says they are.
+        Digests that no owner has are asked for at the other members, and last at unhealthy ones. A
+        digest that is not in `sizes` is certainly not there only when nobody is in `unasked`.
+        `keep`: the caller relies on them from now on, so their grace time begins anew where
+        `copies` says they are. With `namespace`, these hosts see to it besides that the backend of
+        that repository gets them; backends are not asked here.
         """
         wanted = list(dict.fromkeys(digests))
-        own = {digest: self.owners(digest) for digest in wanted}
+        rounds = {digest: self._members.rounds(digest) for digest in wanted}
 
         async def ask(host: str, batch: Sequence[Digest]) -> dict[Digest, int]:
+            if namespace:
+                return await self._sizes_for(host, batch, deadline, keep, namespace)
             return await self._members.sizes_on(host, batch, deadline, keep=keep)
 
         census = Census(ask, quorum=self._members.config.write_quorum, linger=LINGER)
-        await census.round(own)
-        missing = [digest for digest in wanted if digest not in census.sizes]
-        await census.round(
-            {digest: [h for h in self.members if h not in own[digest]] for digest in missing}
-        )
+        for turn in range(max(map(len, rounds.values()), default=0)):
+            missing = [digest for digest in wanted if digest not in census.sizes]
+            asked = wanted if turn == 0 else missing
+            await census.round({digest: rounds[digest][turn] for digest in asked})
+        census.unasked |= self._members.unknown()
         return census.presence()
 
-    async def metainfo(self, digest: Digest, *, deadline: Deadline) -> Located | None:
+    async def _sizes_for(
+        self, host: str, digests: Sequence[Digest], deadline: Deadline, keep: bool, namespace: str
+    ) -> dict[Digest, int]:
+        present: dict[Digest, int] = {}
+        for start in range(0, len(digests), MAX_STAT_DIGESTS):
+            part = digests[start : start + MAX_STAT_DIGESTS]
+            request = StatRequest([*map(str, part)], keep, namespaces=[namespace])
+            sizes = await self._members.stat(host, request, deadline)
+            present |= {digest: sizes[str(digest)] for digest in part if str(digest) in sizes}
+        return present
+
+    async def metainfo(
+        self, digest: Digest, *, deadline: Deadline, namespace: str = "", known: int = 0
+    ) -> Located | None:
         """The blob's pieces and the origins that have it, or None: it is not there.
 
-        Raises `Unreachable` when nobody has it and somebody could not be asked.
+        While an origin still fetches the blob, the metainfo is not whole: ask again with the number
+        of pieces that are `known`, and the answer is held for some seconds until there are more.
+
+        With `namespace`, an origin fetches what no origin has from the backend of that repository;
+        `Overloaded` with the code `StillFetching.code` means that this takes longer. Raises
+        `Unreachable` when nobody has it and somebody could not be asked.
         """
 
         async def ask(host: str) -> MetainfoAnswer:
-            path = f"/internal/blobs/{digest}/metainfo"
+            path = f"/internal/blobs/{digest}/metainfo?known={known}"
             answer = await self._members.call(host, "GET", path, deadline.at_most(ASK_TIMEOUT))
             located = answer.decode(MetainfoAnswer)
             _check(located.metainfo, digest, host)
             return located
 
-        poll = await self._members.poll(
-            digest,
-            lambda host: self._members.noting(host, ask(host)),
-            lambda poll: LINGER if poll.found else None,
-        )
+        async def ask_all() -> Poll[MetainfoAnswer]:
+            return await self._members.poll(
+                digest,
+                lambda host: self._members.noting(host, ask(host)),
+                lambda poll: LINGER if poll.found else None,
+            )
+
+        poll = await self._or_fetched(ask_all, digest, namespace, deadline, begun=True)
         if not poll.found:
             if poll.unasked:
                 raise _could_not_ask(digest, poll)
@@ -180,11 +266,14 @@ class OriginCluster(Placing):
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes:
+    async def read(
+        self, digest: Digest, *, deadline: Deadline, limit: int, namespace: str = ""
+    ) -> bytes:
         """The whole of a small blob (a manifest), of at most `limit` bytes; its digest is verified.
 
-        A body comes from one host alone. Raises `NotFound` when all members answered that it is not
-        there, `Unreachable` when nobody gave it and somebody could not be asked.
+        `namespace` as in `metainfo`. A body comes from one host alone. Raises `NotFound` when all
+        members answered that it is not there, `Unreachable` when nobody gave it and somebody could
+        not be asked.
         """
 
         async def ask(host: str) -> bytes:
@@ -202,21 +291,30 @@ class OriginCluster(Placing):
                 raise Rejected("GET", url, f"sent {len(body)} bytes with digest {found}")
             return bytes(body)
 
-        poll = await self._members.poll(
-            digest,
-            lambda host: self._members.noting(host, ask(host)),
-            lambda poll: 0.0 if poll.found else None,
-            stagger=HEDGE_AFTER,
-        )
+        async def ask_all() -> Poll[bytes]:
+            return await self._members.poll(
+                digest,
+                lambda host: self._members.noting(host, ask(host)),
+                lambda poll: 0.0 if poll.found else None,
+                stagger=HEDGE_AFTER,
+            )
+
+        poll = await self._or_fetched(ask_all, digest, namespace, deadline)
         if poll.found:
             return next(iter(poll.found.values()))
         raise _not_had(digest, poll)
 
     async def open(
-        self, digest: Digest, *, deadline: Deadline, besides: str | None = None
+        self,
+        digest: Digest,
+        *,
+        deadline: Deadline,
+        besides: str | None = None,
+        namespace: str = "",
     ) -> RemoteBlob:
         """The blob as a stream, wherever it is; bytes flow when its segments are read.
 
+        `namespace` as in `metainfo`.
         `besides` is a member that is known not to have it: an origin that asks the others.
         Raises `NotFound` when all members answered that it is not there, `Unreachable` when nobody
         has it and somebody could not be asked.
@@ -225,19 +323,131 @@ class OriginCluster(Placing):
         async def ask(host: str) -> int:
             return await self._members.size_on(host, digest, deadline)
 
-        poll = await self._members.poll(
-            digest, ask, lambda poll: 0.0 if poll.found else None, besides=besides
-        )
+        async def ask_all() -> Poll[int]:
+            return await self._members.poll(
+                digest, ask, lambda poll: 0.0 if poll.found else None, besides=besides
+            )
+
+        poll = await self._or_fetched(ask_all, digest, namespace, deadline)
         if not poll.found:
             raise _not_had(digest, poll)
         holder, size = next(iter(poll.found.items()))
         others = [host for host in self._members.in_turn(digest) if host != holder]
-        return RemoteBlob(self._members.http, self._members.health, digest, size, [holder, *others])
+        return RemoteBlob(
+            self._members.http, self._members.health.failed, digest, size, [holder, *others]
+        )
+
+    # -- backends -----------------------------------------------------------------------------
+
+    async def _or_fetched(
+        self,
+        ask_all: Callable[[], Awaitable[Poll[T]]],
+        digest: Digest,
+        namespace: str,
+        deadline: Deadline,
+        *,
+        begun: bool = False,
+    ) -> Poll[T]:
+        """Ask all; when nobody has the blob, have it fetched from its backend, and ask again.
+
+        `begun`: ask again when an origin has begun to fetch it.
+        """
+        poll = await ask_all()
+        if poll.found or not namespace:
+            return poll
+        path = f"/internal/blobs/{digest}/refresh"
+        more = {"begun": "true"} if begun else {}
+        fetched = await self._at_backend(digest, "POST", path, namespace, deadline, **more)
+        return poll if fetched is None else await ask_all()
+
+    async def _at_backend(
+        self,
+        digest: Digest,
+        method: str,
+        path: str,
+        namespace: str,
+        deadline: Deadline,
+        **more: str,
+    ) -> int | None:
+        """Ask the first origin that can be reached; the size, or None: the backend has it not.
+
+        Raises `Unreachable` when no origin, `Overloaded` when no backend could be asked.
+        """
+        last: CallFailed = Unreachable(method, path, "no origin is known")
+        for host in self._members.in_turn(digest):
+            try:
+                return await self._size_by(host, method, path, namespace, deadline, **more)
+            except NotFound:
+                return None
+            except Unreachable as error:
+                last = error
+                if deadline.expired:
+                    break
+        raise last
+
+    async def _size_by(
+        self, host: str, method: str, path: str, namespace: str, deadline: Deadline, **more: str
+    ) -> int:
+        url = url_of(host, f"{path}?{urlencode({'namespace': namespace, **more})}")
+        try:
+            answer = await self._members.http.call(method, url, deadline=deadline)
+        except Unreachable:
+            self._members.health.failed(host)
+            raise
+        # Another failure is one of the backend: it says nothing against the origin.
+        return answer.decode(SizeAnswer).size
+
+    async def refresh_at(
+        self, host: str, digest: Digest, namespace: str, *, deadline: Deadline, begun: bool
+    ) -> int:
+        """Have this member fetch the blob from the backend itself; its size.
+
+        `begun`: return when it has begun to.
+
+        Raises `NotFound` when it is not there, and other `CallFailed`.
+        """
+        path = f"/internal/blobs/{digest}/refresh"
+        more = {"led": "true", "begun": "true" if begun else "false"}
+        return await self._size_by(host, "POST", path, namespace, deadline, **more)
+
+    async def settle_at(
+        self, host: str, digest: Digest, namespace: str, *, deadline: Deadline
+    ) -> None:
+        """Return when this member knows that the repository's backend has the blob.
+
+        Raises `CallFailed`.
+        """
+        path = f"/internal/blobs/{digest}/writeback"
+        await self._size_by(host, "POST", path, namespace, deadline)
+
+    async def check_push(self, namespace: str, *, deadline: Deadline) -> None:
+        """Raise `Denied` when a push to the repository would be refused by the origins.
+
+        Asks any origin; raises `CallFailed` when none could be asked.
+        """
+        path = f"/internal/push-check?{urlencode({'namespace': namespace})}"
+        last: CallFailed = Unreachable("GET", path, "no origin is known")
+        for host in self._members.healthy_first(self.members):
+            try:
+                await self._members.call(host, "GET", path, deadline)
+            except CallFailed as error:
+                if error.code == Denied.code:
+                    raise denied(error) from error
+                last = error
+            else:
+                return
+        raise last
+
+
+def denied(error: CallFailed) -> Denied:
+    """What an origin refused, as an answer to the one who pushed."""
+    answer = error.body["errors"][0]
+    return Denied(answer.get("message", error.detail), detail=answer.get("detail"))
 
 
 def _check(metainfo: Metainfo, digest: Digest, host: str) -> None:
     try:
-        metainfo.check()
+        metainfo.check(growing=True)
         if metainfo.digest != str(digest):
             raise InvalidMetainfo(f"it is that of {metainfo.digest}")
     except InvalidMetainfo as error:

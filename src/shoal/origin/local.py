@@ -10,12 +10,13 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from shoal.model.digest import Digest, new_hasher
@@ -29,6 +30,12 @@ METAINFO = "metainfo"
 KEPT = "kept"
 """Name of the sidecar of a blob that garbage collection leaves alone."""
 
+BACKED = "backed"
+"""Name of the sidecar of a blob that a backend has: a JSON list of ``<backend>|<repository>``."""
+
+_MAX_BACKED = 256
+"""Entries in that sidecar; further backends are asked again at each push."""
+
 DAMAGED = ".damaged"
 """Suffix of a copy that was set aside."""
 
@@ -36,6 +43,9 @@ _READ = 1024 * 1024
 
 _MAX_WRITTEN = 65_536
 """Blobs that are remembered as written by this process."""
+
+_USED_EVERY = 60.0
+"""Seconds: that a copy is read is not noted more often than this."""
 
 _LOCKS = 256
 """Locks that all digests share: enough that two in use at once rarely have the same one."""
@@ -68,6 +78,10 @@ class LocalBlobs:
         self._noting = threading.Lock()
         self._written: dict[Digest, tuple[int, int]] = {}
         self._in_use: Counter[Digest] = Counter()
+        self._pinned: Callable[[Digest], bool] = lambda _: False
+        self._held: dict[Digest, float] = {}
+        self._quiet: dict[Digest, int | None] = {}
+        self._on_damage: Callable[[Digest], None] = lambda _: None
 
     def find(self, digest: Digest) -> Whole | None:
         """The copy on this disk, or None when there is none or it turned out to be damaged."""
@@ -81,22 +95,55 @@ class LocalBlobs:
             blob = self._set_aside(digest, metainfo)
         return None if blob is None else Whole(blob, metainfo)
 
-    def rely(self, digest: Digest, *, kept: bool = False) -> Whole | None:
+    def rely(
+        self, digest: Digest, *, kept: bool = False, used: float | None = None
+    ) -> Whole | None:
         """As `find`, for one who relies on the copy from now on: the grace time begins anew.
 
-        `kept`: garbage collection leaves the blob alone for good; durable on return.
+        `kept`: garbage collection leaves the blob alone for good; durable on return. `used` (epoch
+        seconds): somebody relied on it then, and not now.
         """
         whole = self.find(digest)
         if whole is None:
             return None
         with self._lock(digest):
             try:
-                self._touch(whole.blob.path)
+                self._touch(digest, whole.blob.path, used)
             except FileNotFoundError:
                 return None
             if kept and not self.is_kept(digest):
                 self._store.write_sidecar(digest, KEPT, b"", durable=True)
         return whole
+
+    def hold(
+        self, digests: Iterable[Digest], seconds: float, *, kept: bool = False
+    ) -> dict[Digest, int]:
+        """Sizes of those that are here and whole, for a host that gives up its own copies of them.
+
+        `give_up_spare` spares these for so many seconds. `kept` as in `rely`.
+        """
+        sizes = {}
+        for digest in digests:
+            whole = self.find(digest)
+            if whole is None:
+                continue
+            with self._lock(digest):
+                if not whole.blob.path.exists():
+                    continue
+                self._hold(digest, seconds)
+                if kept and not self.is_kept(digest):
+                    self._store.write_sidecar(digest, KEPT, b"", durable=True)
+            sizes[digest] = whole.metainfo.size
+        return sizes
+
+    def _hold(self, digest: Digest, seconds: float) -> None:
+        now = time.monotonic()
+        with self._noting:
+            self._held.pop(digest, None)
+            self._held[digest] = now + seconds
+            # All are held for the same time, so that the first ones are the first to end.
+            while self._held[(oldest := next(iter(self._held)))] <= now:
+                del self._held[oldest]
 
     def sizes(
         self, digests: Iterable[Digest], *, rely: bool = False, kept: bool = False
@@ -109,22 +156,66 @@ class LocalBlobs:
         found = ((digest, look(digest)) for digest in digests)
         return {digest: whole.metainfo.size for digest, whole in found if whole is not None}
 
-    def keep(self, file: Path, metainfo: Metainfo, *, kept: bool = False) -> StoredBlob:
+    def keep(
+        self,
+        file: Path,
+        metainfo: Metainfo,
+        *,
+        kept: bool = False,
+        used: float | None = None,
+        backed: Collection[str] = (),
+    ) -> StoredBlob:
         """Move a verified file into place; when this returns, it is on stable storage.
 
-        `kept`: garbage collection leaves the blob alone for good.
+        `kept`: garbage collection leaves the blob alone for good. `used` (epoch seconds): when
+        somebody last relied on it, if that is not now. `backed` as in `note_backed`.
         """
         digest = Digest.parse(metainfo.digest)
         sidecars = {METAINFO: metainfo.encode()} | ({KEPT: b""} if kept else {})
         with self._lock(digest):
             # An upload in many chunks may have been written to for the last time long ago.
-            self._touch(file)
+            now = round(self._clock() * 1e9)
+            last = now if used is None else min(now, round(used * 1e9))
+            os.utime(file, ns=(last, file.stat().st_mtime_ns if used is None else last))
             blob = self._store.adopt(file, digest, sidecars, durable=True)
+            if backed:
+                self._note_backed(digest, backed)
         with self._noting:
             self._written[digest] = _stamp(blob.path)
             if len(self._written) > _MAX_WRITTEN:
                 del self._written[next(iter(self._written))]
         return blob
+
+    def backed(self, digest: Digest) -> frozenset[str]:
+        """What was noted by `note_backed`; less than that does no harm."""
+        data = self._store.sidecar(digest, BACKED)
+        try:
+            return frozenset(msgspec.json.decode(data, type=list[str]) if data else ())
+        except msgspec.DecodeError:
+            return frozenset()
+
+    def note_backed(self, digest: Digest, entries: Collection[str]) -> None:
+        """Note that backends have the blob: ``<key of the backend>|<repository>`` each."""
+        with self._lock(digest):
+            if self._store.stat(digest) is not None:
+                self._note_backed(digest, entries)
+
+    def _note_backed(self, digest: Digest, entries: Collection[str]) -> None:
+        # One repository stands for all that have their blobs in the same place.
+        known = {entry.rpartition("|")[0]: entry for entry in self.backed(digest)}
+        new = {entry.rpartition("|")[0]: entry for entry in entries}
+        if not new.keys() <= known.keys():
+            noted = sorted((new | known).values())[:_MAX_BACKED]
+            data = msgspec.json.encode(noted)
+            self._store.write_sidecar(digest, BACKED, data, durable=False)
+
+    def pinned_by(self, is_pinned: Callable[[Digest], bool]) -> None:
+        """Never give up copies of which this says so, in whatever thread."""
+        self._pinned = is_pinned
+
+    def is_pinned(self, digest: Digest) -> bool:
+        """Whether the copy must stay: a backend that is to have the blob has not got it yet."""
+        return self._pinned(digest)
 
     def is_as_written(self, whole: Whole) -> bool:
         """Whether this process wrote the copy, from verified bytes, and nobody touched it since."""
@@ -150,12 +241,19 @@ class LocalBlobs:
                 if not self._in_use[digest]:
                     del self._in_use[digest]
 
-    def copies(self) -> Iterator[Copy]:
-        """All blobs that are here, in no order; those that come or go meanwhile may be missed."""
-        for digest in self._store.digests():
+    def copies(self, *, after: str = "") -> Iterator[Copy]:
+        """All blobs that are here, ordered by digest, from `after` (its text) on.
+
+        Those that come or go meanwhile may be missed.
+        """
+        for digest in self._store.digests(after=after):
             copy = self._copy(digest)
             if copy is not None:
                 yield copy
+
+    def count(self) -> int:
+        """How many blobs are here."""
+        return sum(1 for _ in self._store.digests())
 
     def give_up(self, digest: Digest, cutoff: float) -> int | None:
         """Remove the copy unless it has to stay after all; the bytes freed, or None.
@@ -166,10 +264,50 @@ class LocalBlobs:
             copy = self._copy(digest)
             if copy is None or stays(copy, cutoff) is not None:
                 return None
-            self._store.delete(digest)
+            self._remove(digest)
+        return copy.size
+
+    def give_up_spare(self, digest: Digest, cutoff: float) -> int | None:
+        """Remove a copy that all owners have, unless it has to stay; the bytes freed, or None.
+
+        It stays while it is in use, when somebody relied on it since `cutoff` (epoch seconds), or
+        while another host counts on it (`hold`). That it is kept means: by its owners.
+        """
+        with self._lock(digest):
+            copy = self._copy(digest)
+            with self._noting:
+                held = self._held.get(digest, 0.0) > time.monotonic()
+            if copy is None or copy.in_use or copy.last_used >= cutoff or held:
+                return None
+            self._remove(digest)
+        return copy.size
+
+    def evict(self, digest: Digest) -> int | None:
+        """Remove a copy to make room, if a backend has it and nobody uses it; the bytes freed."""
+        with self._lock(digest):
+            copy = self._copy(digest)
+            if copy is None or copy.in_use or not self.backed(digest):
+                return None
+            self._remove(digest)
+        return copy.size
+
+    def is_backed(self, digest: Digest) -> bool:
+        """Whether there is a note of `note_backed`, which `backed` would have to read."""
+        path = self._store.path(digest)
+        return path.with_name(f"{path.name}.{BACKED}").exists()
+
+    def note_use(self, whole: Whole) -> None:
+        """Somebody reads the copy: note it, but not for each one of many readers."""
+        path = whole.blob.path
+        with suppress(FileNotFoundError):
+            if self._clock() - path.stat().st_atime > _USED_EVERY:
+                with self._lock(whole.blob.digest):
+                    self._touch(whole.blob.digest, path, None)
+
+    def _remove(self, digest: Digest) -> None:
+        self._store.delete(digest)
         with self._noting:
             self._written.pop(digest, None)
-        return copy.size
 
     def _copy(self, digest: Digest) -> Copy | None:
         try:
@@ -177,17 +315,101 @@ class LocalBlobs:
         except FileNotFoundError:
             return None
         with self._noting:
-            in_use = digest in self._in_use
+            in_use = digest in self._in_use or self._pinned(digest)
         last_used = max(status.st_atime, status.st_mtime)
         return Copy(digest, status.st_size, last_used, self.is_kept(digest), in_use)
 
     def _lock(self, digest: Digest) -> threading.Lock:
         return self._locks[hash(digest) % _LOCKS]
 
-    def _touch(self, path: Path) -> None:
+    def _touch(self, digest: Digest, path: Path, used: float | None) -> None:
         # The time of modification stays: `is_as_written` goes by it.
-        used = round(self._clock() * 1e9)
-        os.utime(path, ns=(used, path.stat().st_mtime_ns))
+        status = path.stat()
+        last = self._clock() if used is None else min(used, self._clock())
+        accessed = round(last * 1e9)
+        if used is not None:
+            accessed = max(accessed, status.st_atime_ns)
+        os.utime(path, ns=(accessed, status.st_mtime_ns))
+        if digest in self._quiet:
+            self._quiet[digest] = accessed
+
+    # -- damage ---------------------------------------------------------------------------------
+
+    def on_damage(self, callback: Callable[[Digest], None]) -> None:
+        """Call it, in whatever thread, for each copy that is set aside from now on."""
+        self._on_damage = callback
+
+    def damaged_copies(self) -> list[Digest]:
+        """Blobs of which a damaged copy lies aside, and no good one has come since.
+
+        What lies aside of those that have come is removed.
+        """
+        lacking = []
+        for digest in self._store.digests(suffix=DAMAGED):
+            if self.find(digest) is None:
+                lacking.append(digest)
+            else:
+                self.discard_damaged(digest)
+        return lacking
+
+    def discard_damaged(self, digest: Digest) -> None:
+        """Remove what lies aside."""
+        for path in self._store.places(digest):
+            damaged(path).unlink(missing_ok=True)
+
+    def last_used_of_damaged(self, digest: Digest) -> float | None:
+        """Epoch seconds: when somebody last relied on what lies aside now."""
+        used = []
+        for path in self._store.places(digest):
+            with suppress(FileNotFoundError):
+                status = damaged(path).stat()
+                used.append(max(status.st_atime, status.st_mtime))
+        return max(used, default=None)
+
+    def set_aside(self, digest: Digest) -> None:
+        """The disk cannot read the copy: put it out of every reader's way."""
+        path = self._store.path(digest)
+        try:
+            path.rename(damaged(path))
+        except FileNotFoundError:
+            return
+        log.error("set aside a copy that cannot be read", digest=str(digest))
+        self._on_damage(digest)
+
+    def write_metainfo(self, metainfo: Metainfo) -> None:
+        """Replace a metainfo that is not that of the copy."""
+        digest = Digest.parse(metainfo.digest)
+        with self._lock(digest):
+            if self._store.stat(digest) is not None:
+                self._store.write_sidecar(digest, METAINFO, metainfo.encode(), durable=True)
+
+    @contextmanager
+    def read_quietly(self, digest: Digest) -> Iterator[tuple[int, Metainfo | None]]:
+        """The open copy and its metainfo, if that can be read; reading does not make it younger.
+
+        Raises `FileNotFoundError`. One reader at a time may read a blob so.
+        """
+        path = self._store.path(digest)
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        before: int | None = None
+        try:
+            file = os.open(path, flags | os.O_NOATIME)
+        except PermissionError:
+            # Only a file's owner may read it without a trace.
+            with self._lock(digest):
+                before = path.stat().st_atime_ns
+                self._quiet[digest] = None
+            file = os.open(path, flags)
+        try:
+            yield file, self._metainfo(digest)
+        finally:
+            if before is not None:
+                with self._lock(digest):
+                    relied = self._quiet.pop(digest, None)
+                    status = os.fstat(file)
+                    with suppress(OSError):
+                        os.utime(file, ns=(relied or before, status.st_mtime_ns))
+            os.close(file)
 
     def _metainfo(self, digest: Digest) -> Metainfo | None:
         data = self._store.sidecar(digest, METAINFO)
@@ -229,6 +451,7 @@ class LocalBlobs:
             return self._metainfo(digest)  # A good copy took its place while this one was read.
         log.error("set aside a damaged copy", digest=str(digest), found=metainfo.digest)
         path.rename(damaged(path))
+        self._on_damage(digest)
         return None
 
     def _set_aside(self, digest: Digest, metainfo: Metainfo) -> StoredBlob | None:
@@ -246,6 +469,7 @@ class LocalBlobs:
         log.error(
             "set aside a damaged copy", digest=str(digest), size=found, expected=metainfo.size
         )
+        self._on_damage(digest)
         return None
 
 

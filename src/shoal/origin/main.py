@@ -4,29 +4,39 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Sequence
 
 from aiohttp import web
 
+from shoal.backend.matching import Backends
 from shoal.buildindex.client import BuildIndexClient
-from shoal.config.load import Loaded
+from shoal.config.load import ConfigError, Loaded
 from shoal.config.units import split_address
 from shoal.model.digest import Digest
 from shoal.origin import faults as faults_on_purpose
 from shoal.origin.api import origin_application
+from shoal.origin.backends import BlobBackends
 from shoal.origin.client import OriginCluster
 from shoal.origin.config import OriginConfig
+from shoal.origin.eviction import BackedCopies
+from shoal.origin.joining import Joining
 from shoal.origin.local import LocalBlobs
 from shoal.origin.readiness import Readiness
 from shoal.origin.receiving import Receiver
+from shoal.origin.refresh import Refresh
 from shoal.origin.seeding import OwnersShare, SeededBlobs
 from shoal.origin.service import OriginService
 from shoal.origin.sweep import Sweeper
 from shoal.origin.uploads import ChunkedUploads
+from shoal.origin.writeback import WriteBack
+from shoal.queue.database import QueueUnusable
 from shoal.store.blobs import BlobStore
+from shoal.store.room import Room
 from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSessions
+from shoal.store.volumes import Volumes, VolumesUnusable, open_volumes
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.swarm.security import CannotSecure
@@ -59,15 +69,48 @@ def main(loaded: Loaded[OriginConfig], *, faults: bool = False) -> None:
 async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
     http = HttpClient(user_agent="shoal-origin")
     cluster = OriginCluster(http, config.origins)
-    store = await in_thread(BlobStore, config.data_dir)
-    sessions = await in_thread(UploadSessions, config.data_dir / "uploads")
+    volumes = await in_thread(_open_volumes, config)
+    store = await in_thread(BlobStore, volumes)
+    sessions = await in_thread(UploadSessions, volumes.under("uploads"))
     local = LocalBlobs(store)
-    receiver = Receiver(store, idle_timeout=config.idle_timeout, max_blob=config.max_blob)
-    service = OriginService(config.member, local, receiver, cluster)
-    uploads = ChunkedUploads(sessions, receiver, service)
 
     def forget(digest: Digest) -> None:
         node.remove(digest)
+
+    def busy(digest: Digest) -> bool:
+        shared = node.blobs.get(digest)
+        return shared is not None and shared.pieces.file.shared
+
+    copies = BackedCopies(store, local, busy, forget)
+    room = Room(volumes, config.cache.limits, copies)
+    receiver = Receiver(
+        store, idle_timeout=config.idle_timeout, max_blob=config.max_blob, room=room
+    )
+    backends = _open_backends(config, http)
+    stored = BlobBackends(backends, _patterns(config))
+    writeback = await _write_back(config, local, cluster, stored)
+    service = OriginService(
+        config.member,
+        local,
+        receiver,
+        cluster,
+        writeback,
+        memory_cache=config.memory_cache,
+    )
+    refresh = Refresh(
+        config.member,
+        local,
+        receiver,
+        cluster,
+        stored,
+        config=config.refresh,
+        keep=service.keep_fetched,
+        spread=service.replicate,
+        show=lambda growing: seeded.show(node, growing),
+        unshow=forget,
+    )
+    service.connect(refresh)
+    uploads = ChunkedUploads(sessions, receiver, service)
 
     seeded = SeededBlobs(local, forget)
     plan = OwnersShare(config.member, cluster.owners)
@@ -75,14 +118,21 @@ async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
         node = SwarmNode(config.peer, _peer(config), seeded, seeding=plan)
     except CannotSecure as error:
         raise SystemExit(str(error)) from None
-    sweeper = _sweeper(config, http, local, forget)
-    readiness = Readiness(config, lambda: node.listening)
+    index = None if config.build_index is None else BuildIndexClient(http, config.build_index)
+    sweeper = _sweeper(config, index, local, forget)
+    joining = Joining(config, cluster.listed)
+    readiness = Readiness(config, volumes, joining, lambda: node.listening)
+
+    async def missing() -> list[str]:
+        return [*await readiness.missing(), *await writeback.missing()]
+
     app = origin_application(
         service,
         uploads,
+        refresh,
         node.peer,
         sweeper,
-        readiness=readiness.missing,
+        readiness=missing,
         request_timeout=config.request_timeout,
     )
 
@@ -93,31 +143,75 @@ async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
     if faults:
         faults_on_purpose.add_to(app)
     chores = [asyncio.create_task(_expire(uploads, config.upload_ttl), name="expiry of uploads")]
+    chores.append(asyncio.create_task(room.watch(), name="room"))
+    chores.append(asyncio.create_task(joining.run(stop), name="joining"))
     if sweeper is not None and config.gc.interval:
         chores.append(asyncio.create_task(sweeper.sweep_every(config.gc.interval), name="sweeps"))
     try:
+        await cluster.start()
+        if index is not None:
+            await index.start()
         await _listen_to_peers(node, config)
         await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
     finally:
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
+        await refresh.close()
         # Uploads were acknowledged at the write quorum; the copies beyond it get their time, too.
         await cluster.drain(config.shutdown_grace / 2)
+        await writeback.stop(config.shutdown_grace / 4)
+        await cluster.close()
+        if index is not None:
+            await index.close()
         await node.stop()
         await seeded.close()
+        await backends.close()
         await http.close()
+    if joining.failure:
+        raise SystemExit(joining.failure)
+
+
+def _open_backends(config: OriginConfig, http: HttpClient) -> Backends:
+    try:
+        return Backends.open(config.backends, config.upstreams, http)
+    except ConfigError as error:
+        sys.exit(f"cannot start: {error}")
+
+
+def _patterns(config: OriginConfig) -> list[str]:
+    """Those of the backends that hold blobs."""
+    return [entry.match for entry in config.backends if "blobs" in entry.holds and entry.match]
+
+
+async def _write_back(
+    config: OriginConfig, local: LocalBlobs, cluster: OriginCluster, backends: BlobBackends
+) -> WriteBack:
+    try:
+        return await WriteBack.start(config, local, cluster, backends)
+    except (QueueUnusable, OSError) as error:
+        sys.exit(f'cannot start (config key "data_dir"): {error}')
+
+
+def _open_volumes(config: OriginConfig) -> Volumes:
+    weights = {volume.path: volume.weight for volume in config.volumes}
+    try:
+        return open_volumes(config.data_dir, weights)
+    except VolumesUnusable as error:
+        raise SystemExit(f'cannot start (config key "volumes"): {error}') from None
 
 
 def _sweeper(
-    config: OriginConfig, http: HttpClient, local: LocalBlobs, forget: Callable[[Digest], None]
+    config: OriginConfig,
+    index: BuildIndexClient | None,
+    local: LocalBlobs,
+    forget: Callable[[Digest], None],
 ) -> Sweeper | None:
-    if config.build_index is None:
+    if index is None:
         return None
-    build_index = BuildIndexClient(http, config.build_index)
 
     async def wanted(digests: Sequence[Digest], deadline: Deadline) -> set[Digest]:
-        return await build_index.wanted(digests, deadline=deadline)
+        return await index.wanted(digests, deadline=deadline)
 
     return Sweeper(config.member, local, wanted, forget, grace=config.gc.grace)
 

@@ -10,6 +10,9 @@ import msgspec
 from shoal.swarm.metainfo import Metainfo
 from shoal.swarm.peers import PeerInfo
 
+MAX_NAMESPACES = 100
+"""Repositories that are named with one copy of a blob."""
+
 MAX_STAT_DIGESTS = 1000
 """Digests in one stat request."""
 
@@ -28,6 +31,12 @@ class StatRequest(msgspec.Struct):
 
     kept: bool = False
     """Garbage collection leaves those that are here alone for good."""
+
+    namespaces: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMESPACES)] = []
+    """With `keep`: repositories to whose backends those that are here are written."""
+
+    backed: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMESPACES)] = []
+    """Repositories whose backends have the blobs, as the one who asks knows."""
 
 
 class StatAnswer(msgspec.Struct):
@@ -54,6 +63,12 @@ class ReplicateAnswer(msgspec.Struct):
 
     copied: list[str]
     failed: dict[str, str]
+
+
+class SizeAnswer(msgspec.Struct):
+    """A blob's size in bytes."""
+
+    size: int
 
 
 class LocationsAnswer(msgspec.Struct):
@@ -93,7 +108,7 @@ class SweepReport(msgspec.Struct, frozen=True):
     """Marked to stay for good (pushed through the generic API)."""
 
     in_use: int
-    """Being received or replicated."""
+    """Being received or replicated, or still to be written to a backend."""
 
     wanted: int
     """Old, and belonging to a repository."""

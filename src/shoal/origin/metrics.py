@@ -17,3 +17,15 @@ SWEPT_BYTES = Counter("shoal_gc_swept_bytes", "Bytes of the blobs that sweeps re
 for _outcome in ("done", "stopped", "refused", "failed"):
     # What never happened yet is 0, not absent: alerts on its rate work from the first time on.
     SWEEPS.labels(_outcome)
+
+WRITTEN_BYTES = Counter("shoal_writeback_bytes", "Bytes of blobs written to backends.")
+REFRESHES = Counter(
+    "shoal_refreshes",
+    "Blobs that no origin had, asked of backends and upstreams: fetched; absent there; failed, "
+    "could not be asked or kept; wrong, what came was not the blob.",
+    ["outcome"],
+)
+FETCHED_BYTES = Counter("shoal_refresh_bytes", "Bytes of blobs fetched from backends.")
+
+for _outcome in ("fetched", "absent", "failed", "wrong"):
+    REFRESHES.labels(_outcome)

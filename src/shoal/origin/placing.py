@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlencode
 
 import structlog
 
@@ -18,6 +19,7 @@ from shoal.origin.quorum import Attempt, Placement, QuorumFailed
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed
+from shoal.web.file_request import Pace
 
 PROBE_FROM = 1024 * 1024
 """Bytes from which an upload first asks whether the host has the blob already."""
@@ -41,18 +43,26 @@ class Placing:
         self._stragglers: set[asyncio.Task[None]] = set()
 
     async def upload(
-        self, digest: Digest, source: Path | int, size: int, *, deadline: Deadline
+        self,
+        digest: Digest,
+        source: Path | int,
+        size: int,
+        *,
+        deadline: Deadline,
+        namespace: str = "",
     ) -> UploadResult:
         """Send a file (path or descriptor) to the owners; return when the write quorum is safe.
 
         The deadline must leave time for the transfer. The path may be unlinked, and the descriptor
-        closed, once this returns: the copies still being made hold the file open. Raises
-        `QuorumFailed`.
+        closed, once this returns: the copies still being made hold the file open. `namespace` is
+        the repository whose backend is to have it. Raises `QuorumFailed`.
         """
         file = await in_thread(_hold, source)
 
         async def send(host: str) -> None:
-            await self.send(host, digest, file, size, deadline=deadline)
+            await self.send(
+                host, digest, file, size, deadline=deadline, namespaces=_named(namespace)
+            )
 
         try:
             return await self.place(
@@ -72,9 +82,18 @@ class Placing:
     ) -> UploadResult:
         """Make a copy on each owner by `attempt`; return at the write quorum.
 
+        The place of an unhealthy owner is taken by the next healthy host; it gets its copy by
+        repair once it is back.
+
         `finished` is called once no attempt is or will be running. Raises `QuorumFailed`.
         """
-        placement = Placement(digest, self._members.ring(digest), attempt, self._members.config)
+        placement = Placement(
+            digest,
+            self._members.ring(digest),
+            attempt,
+            self._members.config,
+            healthy=self._members.healthy,
+        )
         try:
             rest = await placement.until_quorum(deadline)
         except BaseException:
@@ -95,7 +114,7 @@ class Placing:
         self._stragglers.discard(task)
         finished()
         copies = len(placement.made)
-        if copies < min(self._members.config.replicas, len(self._members.config.hosts)):
+        if copies < min(self._members.config.replicas, len(self._members.hosts)):
             error = None if task.cancelled() else task.exception()
             log.warning(
                 "under-replicated",
@@ -115,24 +134,39 @@ class Placing:
         *,
         deadline: Deadline,
         kept: bool = False,
+        used: float | None = None,
+        pace: Pace | None = None,
+        namespaces: Sequence[str] = (),
+        backed: Sequence[str] = (),
     ) -> None:
         """Make sure that this one host has the blob, verified and on stable storage.
 
-        `kept`: garbage collection leaves that copy alone for good. Raises `CallFailed`.
+        `kept`: garbage collection leaves that copy alone for good. `used` (epoch seconds): the copy
+        is as old as that, and its grace time does not begin anew. `pace` is waited for before each
+        part of the body. `namespaces`: repositories whose backends the host is to see to that they
+        get it; `backed`: those whose backends have it. Raises `CallFailed`.
         """
-        if size >= PROBE_FROM and await self._has(host, digest, size, deadline, kept=kept):
-            return
-        url = url_of(host, f"/internal/blobs/{digest}{'?kept=true' if kept else ''}")
+        if size >= PROBE_FROM:
+            question = StatRequest(
+                [str(digest)],
+                keep=used is None,
+                kept=kept,
+                namespaces=list(namespaces),
+                backed=list(backed),
+            )
+            present = await self._members.stat(host, question, deadline)
+            if present.get(str(digest)) == size:
+                return
+        query = [("namespace", name) for name in namespaces]
+        query += [("backed", name) for name in backed]
+        if kept:
+            query.append(("kept", "true"))
+        if used is not None:
+            query.append(("used", f"{used:.3f}"))
+        url = url_of(host, f"/internal/blobs/{digest}?{urlencode(query)}".rstrip("?"))
         await self._members.noting(
-            host, self._members.http.upload(url, source, size, deadline=deadline)
+            host, self._members.http.upload(url, source, size, deadline=deadline, pace=pace)
         )
-
-    async def _has(
-        self, host: str, digest: Digest, size: int, deadline: Deadline, *, kept: bool
-    ) -> bool:
-        request = StatRequest([str(digest)], keep=True, kept=kept)
-        present = await self._members.stat(host, request, deadline)
-        return present.get(str(digest)) == size
 
     async def drain(self, timeout: float) -> None:
         """Wait for the copies still being made; end those that take longer."""
@@ -148,19 +182,22 @@ class Placing:
     ) -> int:
         """Have holders copy the blob to the owners that lack it; the number of copies after that.
 
-        When that leaves it below the write quorum, as owners are down, other members take it.
+        The next healthy hosts stand in for unhealthy owners. When that leaves it below the write
+        quorum, other members take it.
         Raises `CallFailed` when no holder could be asked to copy it.
         """
         copies = set(holders)
         if not copies:
             return 0
+        replicas, quorum = self._members.config.replicas, self._members.config.write_quorum
         ring = self._members.ring(digest)
-        own, others = ring[: self._members.config.replicas], ring[self._members.config.replicas :]
-        lacking = [host for host in own if host not in copies]
+        well = [host for host in ring if self._members.healthy(host)]
+        unwell = [host for host in ring if host not in well]
+        lacking = [host for host in well[:replicas] if host not in copies]
         if lacking:
             copies |= await self._replicate(digest, holders, lacking, deadline)
-        spare = [host for host in others if host not in copies]
-        missing = self._members.config.write_quorum - len(copies)
+        spare = [host for host in well[replicas:] + unwell if host not in copies]
+        missing = quorum - len(copies)
         if spare and missing > 0:
             copies |= await self._replicate(digest, holders, spare[:missing], deadline)
         return len(copies)
@@ -183,6 +220,10 @@ class Placing:
                 log.warning("replication failed", digest=str(digest), failed=replicated.failed)
             return set(replicated.copied)
         raise failures[-1]
+
+
+def _named(namespace: str) -> tuple[str, ...]:
+    return (namespace,) if namespace else ()
 
 
 def _hold(source: Path | int) -> int:

@@ -33,7 +33,7 @@ class Census:
         self._linger = linger
         self.sizes: dict[Digest, int] = {}
         self._copies: dict[Digest, set[str]] = {}
-        self._unasked: dict[str, CallFailed] = {}
+        self.unasked: dict[str, CallFailed] = {}
 
     async def round(self, hosts_of: Mapping[Digest, Sequence[str]]) -> None:
         """Ask each host for its digests."""
@@ -51,9 +51,9 @@ class Census:
 
         poll: Poll[None] = Poll()
         await poll.ask(list(batches), ask, enough=enough)
-        self._unasked.update(poll.unasked)
+        self.unasked.update(poll.unasked)
         for host in sorted(batches.keys() - poll.found.keys() - poll.unasked.keys()):
-            self._unasked[host] = Unreachable("POST", host, "silent when the others had answered")
+            self.unasked[host] = Unreachable("POST", host, "silent when the others had answered")
 
     def _note(self, host: str, asked: Sequence[Digest], present: Mapping[Digest, int]) -> None:
         for digest in asked:
@@ -65,4 +65,4 @@ class Census:
     def presence(self) -> Presence:
         """What is known after the rounds so far."""
         copies = {digest: frozenset(hosts) for digest, hosts in self._copies.items()}
-        return Presence(self.sizes, copies, self._unasked)
+        return Presence(self.sizes, copies, self.unasked)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Making the copies of one blob: all owners at the same time, done when the write quorum is safe.
 
-An owner that fails is replaced by the next host in ring order. Once every host was tried, those
-whose failure may pass get one more attempt. Copies still under way when the quorum is reached go on
+An owner that fails is replaced by the next host in ring order, and one that is known to be
+unhealthy is passed over from the start. Once every host was tried, those whose failure may pass get
+one more attempt. Copies still under way when the quorum is reached go on
 behind the caller's back, so that the blob ends up with all its replicas.
 """
 
@@ -14,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from shoal.model.digest import Digest
+from shoal.model.errors import InsufficientStorage
 from shoal.ring.config import OriginsConfig
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, Overloaded, Unreachable
@@ -23,6 +25,8 @@ ATTEMPTS = 2
 
 BACKOFF = 0.2
 """Seconds before a host is tried again."""
+
+_FULL = InsufficientStorage.status
 
 Attempt = Callable[[str], Awaitable[None]]
 """Makes the copy on one host (``host:port``); raises `CallFailed` when it could not."""
@@ -58,6 +62,8 @@ class QuorumFailed(CallFailed):
             "PUT",
             f"/internal/blobs/{digest}",
             f"{len(made)} of {quorum} copies for the write quorum{copies}: {why}; {tried}",
+            # Nothing but a lack of room: to try again at once would bring nothing.
+            status=_FULL if failures and all(f.error.status == _FULL for f in failures) else None,
         )
 
 
@@ -65,15 +71,26 @@ class Placement:
     """The copies of one blob that are being made."""
 
     def __init__(
-        self, digest: Digest, hosts: Sequence[str], attempt: Attempt, config: OriginsConfig
+        self,
+        digest: Digest,
+        hosts: Sequence[str],
+        attempt: Attempt,
+        config: OriginsConfig,
+        *,
+        healthy: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """`hosts` are all members in ring order; the first `replicas` of them are the owners."""
+        """`hosts` are all members in ring order; the first `replicas` of them are the owners.
+
+        Those that are not `healthy` are tried only while the write quorum cannot be had without
+        them.
+        """
         self._digest = digest
         self._attempt = attempt
         self._replicas = config.replicas
         self._quorum = config.write_quorum
         self._members = len(hosts)
-        self._candidates = deque(hosts)
+        self._candidates = deque(host for host in hosts if healthy(host))
+        self._unhealthy = deque(host for host in hosts if not healthy(host))
         self._again: deque[str] = deque()
         self._attempts: Counter[str] = Counter()
         self._running: dict[asyncio.Task[None], str] = {}
@@ -129,13 +146,15 @@ class Placement:
             self._running.clear()
 
     def _within_reach(self) -> bool:
-        possible = len(self._running) + len(self._candidates) + len(self._again)
-        return len(self.made) + possible >= self._quorum
+        left = len(self._candidates) + len(self._unhealthy) + len(self._again)
+        return len(self.made) + len(self._running) + left >= self._quorum
 
     def _start(self) -> None:
         while len(self.made) + len(self._running) < self._replicas:
             if self._candidates:
                 host = self._candidates.popleft()
+            elif self._unhealthy and len(self.made) + len(self._running) < self._quorum:
+                host = self._unhealthy.popleft()
             elif self._again:
                 host = self._again.popleft()
             else:

@@ -4,25 +4,24 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.model.digest import Digest
-from shoal.model.errors import DigestInvalid, SizeInvalid, TooLarge, Unavailable
+from shoal.model.errors import DigestInvalid, InsufficientStorage, SizeInvalid, TooLarge
 from shoal.origin.local import measure
 from shoal.store.blobs import BlobStore
+from shoal.store.full import is_full
 from shoal.store.ingest import Stalled, ingest
+from shoal.store.room import Room
 from shoal.store.threads import in_thread, submit
 from shoal.store.writer import BlobWriter
 from shoal.swarm.metainfo import Metainfo, PieceHasher, piece_size_for
 
 SYNC_EVERY = 32 * 1024 * 1024
 """Bytes after which what was written is sent to the disk, so that the last fsync waits for less."""
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +41,97 @@ class Received:
         self.file.unlink(missing_ok=True)
 
 
+class Arriving:
+    """A blob on its way into a temp file: what can be given to others before it is whole.
+
+    The digest of the whole is not verified yet: pieces are what the sender gave, no more.
+    """
+
+    def __init__(self, digest: Digest, size: int, writer: BlobWriter, pieces: PieceHasher) -> None:
+        self.digest = digest
+        self.size = size
+        """Bytes that it will have."""
+        self._writer = writer
+        self._pieces = pieces
+
+    @property
+    def file(self) -> Path:
+        """Where it is being written."""
+        return self._writer.path
+
+    @property
+    def arrived(self) -> int:
+        """Bytes that are in the file."""
+        return self._writer.size
+
+    @property
+    def piece_size(self) -> int:
+        """Bytes of each piece but the last."""
+        return self._pieces.piece_size
+
+    @property
+    def piece_hashes(self) -> bytes:
+        """The BLAKE3 digests of the pieces that are whole so far, in order."""
+        return self._pieces.known
+
+
 class Receiver:
     """Receives blobs into temp files of the store."""
 
-    def __init__(self, store: BlobStore, *, idle_timeout: float, max_blob: int) -> None:
-        """`idle_timeout` in seconds; `max_blob` in bytes, 0 for no limit."""
+    def __init__(
+        self,
+        store: BlobStore,
+        *,
+        idle_timeout: float,
+        max_blob: int,
+        room: Room | None = None,
+    ) -> None:
+        """`idle_timeout` in seconds; `max_blob` in bytes, 0 for no limit.
+
+        `room`: asked for room before a blob is taken in; None: the disk alone is the limit.
+        """
         self._store = store
+        self._room = room
         self._idle_timeout = idle_timeout
         self._max_blob = max_blob
 
     async def receive(
-        self, digest: Digest, source: AsyncIterator[bytes], size: int | None
+        self,
+        digest: Digest,
+        source: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        watch: Callable[[Arriving], None] = lambda _: None,
     ) -> Received:
         """Take a whole blob whose digest is known; its size too, when it was announced.
 
-        With the size, the pieces are hashed in the same pass; without it, afterwards. On any error
-        nothing is kept. Raises `DigestInvalid`, `SizeInvalid`, `TooLarge`, `Stalled`, `Unavailable`
-        (the disk is full) and what the source raises.
+        With the size, the pieces are hashed in the same pass, and `watch` is told of the blob when
+        its temp file is there; without it, they are hashed afterwards. On any error
+        nothing is kept. Raises `DigestInvalid`, `SizeInvalid`, `TooLarge`, `Stalled`,
+        `InsufficientStorage` (the disk is full) and what the source raises.
         """
         if size is not None and self._max_blob and size > self._max_blob:
             raise TooLarge(f"{digest}: {size} bytes; this origin takes at most {self._max_blob}")
         pieces = None if size is None else PieceHasher(piece_size_for(size))
-        writer = await in_thread(BlobWriter, self._store.temp(), digest.algorithm, pieces)
+        file = await in_thread(self._store.temp, digest)
+        async with self._room_for(digest, size or 0, file):
+            return await self._receive(file, digest, source, size, pieces, watch)
+
+    async def _receive(  # noqa: PLR0917 -- what `receive` found out
+        self,
+        file: Path,
+        digest: Digest,
+        source: AsyncIterator[bytes],
+        size: int | None,
+        pieces: PieceHasher | None,
+        watch: Callable[[Arriving], None],
+    ) -> Received:
+        with refusing_when_full(digest), self._store.volumes.watching(file):
+            writer = await in_thread(BlobWriter, file, digest.algorithm, pieces)
         try:
-            await self.take(digest, source, writer)
+            if size is not None and pieces is not None:
+                watch(Arriving(digest, size, writer, pieces))
+            await self._take(digest, source, writer)
             if size is not None and writer.size != size:
                 raise SizeInvalid(f"{digest}: {size} bytes announced, {writer.size} came")
             return await in_thread(_verified, digest, writer, writer.path, pieces)
@@ -78,7 +144,8 @@ class Receiver:
 
         Raises `DigestInvalid`; the file then stays the session's.
         """
-        return await in_thread(_verified, digest, writer, self._store.temp(), None)
+        file = self._store.temp(beside=writer.path)
+        return await in_thread(_verified, digest, writer, file, None)
 
     async def skip(self, source: AsyncIterator[bytes]) -> None:
         """Let a body pass that is not needed. Raises `Stalled` and what the source raises."""
@@ -92,9 +159,16 @@ class Receiver:
 
     async def take(self, digest: Digest, source: AsyncIterator[bytes], writer: BlobWriter) -> None:
         """Append what comes to the writer. Raises as `receive` does, but checks no digest."""
+        async with self._room_for(digest, 0, writer.path):
+            await self._take(digest, source, writer)
+
+    def _room_for(self, digest: Digest, size: int, file: Path) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._room is None else self._room.reserve(digest, size, file)
+
+    async def _take(self, digest: Digest, source: AsyncIterator[bytes], writer: BlobWriter) -> None:
         early = _EarlySync(source, writer)
         limit = self._max_blob - writer.size if self._max_blob else None
-        with refusing_when_full(digest):
+        with refusing_when_full(digest), self._store.volumes.watching(writer.path):
             try:
                 await ingest(early.chunks(), writer, limit=limit, idle_timeout=self._idle_timeout)
             finally:
@@ -153,9 +227,8 @@ def refusing_when_full(digest: Digest) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not is_full(error):
             raise
-        raise Unavailable(
-            f"{digest}: no room on this origin's disk ({error.strerror}); nothing was kept",
-            retry_after=30,
+        raise InsufficientStorage(
+            f"{digest}: no room on this origin's disk ({error.strerror}); nothing was kept"
         ) from error

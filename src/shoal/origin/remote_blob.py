@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from shoal.model.digest import Digest
-from shoal.ring.health import Health
+from shoal.origin.poll import Poll
 from shoal.web.client import HttpClient, StreamedAnswer
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound, Unreachable
+from shoal.web.failures import CallFailed, Unreachable
 from shoal.web.ranges import content_range
 
 FIRST_BYTE_TIMEOUT = 15.0
@@ -20,6 +20,18 @@ FIRST_BYTE_TIMEOUT = 15.0
 
 IDLE_TIMEOUT = 15.0
 """Seconds without a byte after which the next host continues."""
+
+HEDGE_AFTER = 1.0
+"""Seconds without a first byte after which the next host is asked as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A body whose first bytes are here."""
+
+    host: str
+    first: bytes
+    rest: AsyncGenerator[bytes]
 
 
 class RemoteBlob:
@@ -30,44 +42,81 @@ class RemoteBlob:
     """
 
     def __init__(
-        self, http: HttpClient, health: Health, digest: Digest, size: int, hosts: Sequence[str]
+        self,
+        http: HttpClient,
+        failed: Callable[[str], None],
+        digest: Digest,
+        size: int,
+        hosts: Sequence[str],
+        *,
+        hedge_after: float = HEDGE_AFTER,
     ) -> None:
+        """`failed` is told of each host that could not give its part, or was overtaken."""
         self._http = http
-        self._health = health
+        self._failed = failed
         self._hosts = list(hosts)
+        self._hedge_after = hedge_after
         self.digest = digest
         self.size = size
 
     async def segments(self, start: int, stop: int) -> AsyncGenerator[bytes]:
         """Bytes [start, stop) in order; a host that fails midway is continued by the next.
 
-        Raises `Unreachable` when every host failed since the last byte came.
+        While a host is slow to begin, the next one is asked as well, and the first to give bytes is
+        read. Raises `Unreachable` when every host failed since the last byte came.
         """
         hosts = deque(self._hosts)
-        failures: dict[str, str] = {}
-        fruitless = 0
         while start < stop:
-            if fruitless == len(hosts):
-                raise self._nobody_left(start, failures)
-            host, before = hosts[0], start
+            begun = await self._begin(hosts, start, stop)
             try:
-                async with aclosing(self._from(host, start, stop)) as chunks:
-                    async for chunk in chunks:
+                async with aclosing(begun.rest) as rest:
+                    start += len(begun.first)
+                    yield begun.first
+                    async for chunk in rest:
                         start += len(chunk)
                         yield chunk
-                if start < stop:
-                    raise Unreachable("GET", host, f"the body ended at byte {start} of {stop}")
-            except CallFailed as error:
-                failures[host] = error.detail
-                if not isinstance(error, NotFound):
-                    self._health.failed(host, time.monotonic())
-                # Whoever gave bytes may be asked again, after all the others.
-                hosts.rotate(-1)
-                fruitless = 0 if start > before else fruitless + 1
+            except CallFailed:
+                self._failed(begun.host)
+            # Whoever gave bytes may be asked again, after all the others.
+            hosts.remove(begun.host)
+            hosts.append(begun.host)
 
-    def _nobody_left(self, start: int, failures: Mapping[str, str]) -> Unreachable:
-        tried = "; ".join(f"{host}: {why}" for host, why in failures.items())
-        detail = f"{self.digest}: no origin could go on from byte {start}: {tried}"
+    async def _begin(self, hosts: Sequence[str], start: int, stop: int) -> _Begun:
+        """The first of the hosts to give bytes; the answers of all others are dropped."""
+        begun: list[_Begun] = []
+
+        async def begin(host: str) -> _Begun:
+            part = self._from(host, start, stop)
+            try:
+                one = _Begun(host, await anext(part), part)
+            except StopAsyncIteration:
+                detail = f"the body ended at byte {start} of {stop}"
+                raise Unreachable("GET", host, detail) from None
+            begun.append(one)
+            return one
+
+        poll: Poll[_Begun] = Poll()
+        chosen: _Begun | None = None
+        try:
+            await poll.ask(
+                list(hosts),
+                begin,
+                enough=lambda poll: 0.0 if poll.found else None,
+                stagger=self._hedge_after,
+            )
+            chosen = next(iter(poll.found.values()), None)
+        finally:
+            for one in begun:
+                if one is not chosen:
+                    await one.rest.aclose()
+        for host in (*poll.unasked, *poll.overtaken):
+            self._failed(host)
+        if chosen is None:
+            raise self._nobody_left(start, poll)
+        return chosen
+
+    def _nobody_left(self, start: int, poll: Poll[_Begun]) -> Unreachable:
+        detail = f"{self.digest}: no origin could go on from byte {start}: {poll.said()}"
         return Unreachable("GET", f"/internal/blobs/{self.digest}", detail)
 
     async def _from(self, host: str, start: int, stop: int) -> AsyncGenerator[bytes]:

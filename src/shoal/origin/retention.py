@@ -9,8 +9,8 @@ from typing import Literal
 from shoal.model.digest import Digest
 
 Reason = Literal["kept", "in_use", "young"]
-"""Why a copy stays: marked to stay for good; being received or replicated; used within the grace
-time."""
+"""Why a copy stays: marked to stay for good; being received, replicated or written to a backend
+(from the push on); used within the grace time."""
 
 
 @dataclass(frozen=True, slots=True)

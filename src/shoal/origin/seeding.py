@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import structlog
 
 from shoal.model.digest import Digest
+from shoal.origin.growing import Growing
 from shoal.origin.local import LocalBlobs
 from shoal.store.threads import in_thread
 from shoal.swarm import bits
+from shoal.swarm.blob import BlobSwarm
+from shoal.swarm.node import SwarmNode
 from shoal.swarm.pieces import PieceFile, SharedFile
 
 log = structlog.get_logger()
@@ -44,9 +47,15 @@ class SeededBlobs:
             file = SharedFile(whole.blob.path)
         except FileNotFoundError:
             return None
+        self._local.note_use(whole)
         present = bits.full(whole.metainfo.count)
         verified = present if self._local.is_as_written(whole) else 0
         return PieceFile(whole.metainfo, file, self._checking, present=present, verified=verified)
+
+    async def show(self, node: SwarmNode, growing: Growing) -> BlobSwarm:
+        """Give the pieces of a blob that still comes to peers, as each is there."""
+        file = await in_thread(SharedFile, growing.file)
+        return node.add(PieceFile(growing.metainfo, file, self._checking, present=0, verified=0))
 
     def damaged(self, digest: Digest, index: int) -> None:
         """A piece is not what it should be: read the whole copy again, and set it aside."""

@@ -24,8 +24,9 @@ class ChunkedUploads:
         self._receiver = receiver
         self._service = service
 
-    async def start(self) -> str:
-        """Begin a session; returns its id."""
+    async def start(self, namespace: str) -> str:
+        """Begin a session; returns its id. Raises `Denied`, before anything was sent in vain."""
+        self._service.check_push(namespace)
         return await in_thread(self._sessions.start)
 
     async def append(
@@ -47,13 +48,22 @@ class ChunkedUploads:
             return writer.size
 
     async def finish(
-        self, session_id: str, digest: Digest, source: AsyncIterator[bytes], budget: float
+        self,
+        session_id: str,
+        digest: Digest,
+        source: AsyncIterator[bytes],
+        budget: float,
+        *,
+        namespace: str,
+        through: bool = False,
     ) -> UploadResult:
         """Append the last chunk (it may be empty) and give the blob to its owners.
 
-        `budget`: seconds for the latter, besides those that the transfer takes. Raises what
-        `append` raises; then, with the session gone, `DigestInvalid` and `QuorumFailed`.
+        `budget`: seconds for the latter, besides those that the transfer takes; `through` as in
+        `OriginService.distribute`. Raises `Denied` and what `append` raises; then, with the session
+        gone, `DigestInvalid` and what `OriginService.distribute` raises.
         """
+        self._service.check_push(namespace)
         session = await self._open(session_id)
         with session.exclusive() as writer:
             await self._receiver.take(digest, source, writer)
@@ -61,7 +71,9 @@ class ChunkedUploads:
                 received = await self._receiver.detach(digest, writer)
             finally:
                 await in_thread(self._sessions.discard, session_id)
-        return await self._service.distribute(received, budget)
+        return await self._service.distribute(
+            received, budget, namespace=namespace, through=through
+        )
 
     async def expire(self, now: float, ttl: float) -> list[str]:
         """Forget sessions that nobody continued for `ttl` seconds; `now` in epoch seconds."""

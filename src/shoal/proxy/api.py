@@ -32,7 +32,7 @@ def proxy_application(
     UploadForwarding(
         config.known_as, config.neighbours, idle_timeout=config.upload_idle_timeout
     ).install(app)
-    registry_routes(app, service, service)
+    registry_routes(app, service, service, upstreams=config.upstreams)
 
     async def deliver(request: web.Request) -> web.Response:
         """Hurry blobs that wait here; answer when they are delivered, or just before time is up."""

@@ -76,6 +76,9 @@ class ProxyConfig(ServiceConfig):
     still to deliver, and requests for uploads that they hold are handed on to them. Naming this
     one, too, does no harm."""
 
+    upstreams: tuple[str, ...] = ()
+    """The names of the build-indexes' `upstreams`: ``?ns=`` and path prefixes that mean them."""
+
     push: tuple[PushRule, ...] = ()
     """The first rule whose pattern matches holds; write_through where none does."""
 
@@ -121,7 +124,8 @@ class ProxyConfig(ServiceConfig):
     @model_validator(mode="after")
     def _time_for_the_retries(self) -> Self:
         # Each build-index that may have to be asked gets an equal part of what is left.
-        indexes = len(self.build_index.hosts)
+        # How many the DNS will name is not known: one at least.
+        indexes = len(self.build_index.hosts) or 1
         needed = MANIFEST_TIME + indexes * self.index_retries
         if self.request_timeout < needed:
             raise ValueError(
@@ -158,8 +162,3 @@ def _is_everywhere(address: str) -> bool:
 
 
 _DEFAULT = PushRule(pattern=".*", mode=PushMode.WRITE_THROUGH)
-
-
-def queue_file(data_dir: Path) -> Path:
-    """The file of the queue of deliveries."""
-    return data_dir / "delivery.sqlite"

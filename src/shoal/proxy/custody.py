@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol, Self
@@ -20,12 +21,14 @@ import msgspec
 import structlog
 
 from shoal.model.digest import Digest
-from shoal.model.errors import Unavailable
-from shoal.proxy.config import ProxyConfig, queue_file
+from shoal.model.errors import InsufficientStorage, Unavailable
+from shoal.proxy.config import ProxyConfig
 from shoal.proxy.ports import Origins
+from shoal.queue.config import queue_file
 from shoal.queue.durable import DurableQueue
 from shoal.queue.tasks import Hopeless, Task
 from shoal.store.blobs import BlobStore, StoredBlob
+from shoal.store.full import is_full
 from shoal.store.threads import in_thread
 from shoal.web.bodies import Blob, FileBlob
 from shoal.web.deadline import Deadline
@@ -103,6 +106,7 @@ class DurableCustody:
         self._origins = origins
         self._write_quorum = write_quorum
         self._locks: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
+        self._further: defaultdict[Digest, set[str]] = defaultdict(set)
         self._queue: DurableQueue
 
     @classmethod
@@ -113,8 +117,10 @@ class DurableCustody:
         """
         store = await in_thread(BlobStore, config.data_dir / "custody")
         custody = cls(store, origins, config.origins.write_quorum)
-        path = queue_file(config.data_dir)
+        path = queue_file(config.data_dir, QUEUE)
         custody._queue = await DurableQueue.open(QUEUE, path, config.delivery, custody)
+        for task in await custody._queue.tasks():
+            custody._note(task.key)
         await custody._remove_unpromised()
         custody._queue.start()
         return custody
@@ -134,11 +140,12 @@ class DurableCustody:
                     stored = await in_thread(self._store.adopt, file, digest, {}, durable=True)
                 # A delivery that was given up begins anew; one that waits is left as it is.
                 payload = msgspec.json.encode(Delivery(repository, stored.size)).decode()
-                await self._queue.add(str(digest), payload)
+                await self._queue.add(await self._key(digest, repository), payload)
             except (OSError, sqlite3.Error) as error:
                 if not held:
                     await in_thread(self._store.delete, digest)
-                raise Unavailable(
+                unkept = InsufficientStorage if is_full(error) else Unavailable
+                raise unkept(
                     f"{digest} cannot be kept on this proxy: {_why(error)}; nothing of it was "
                     "kept: push it again",
                     detail={"digest": str(digest)},
@@ -157,9 +164,10 @@ class DurableCustody:
             return None  # delivered this very moment: the origins have it
 
     async def delivered(self, digests: Collection[Digest], deadline: Deadline) -> dict[Digest, str]:
-        late = await self._queue.settled({str(digest) for digest in digests}, deadline)
+        keys = {key for digest in digests for key in self._keys(digest)}
+        late = await self._queue.settled(keys, deadline)
         now = time.time()
-        return {Digest.parse(task.key): _standing(task, now) for task in late}
+        return {_digest(task.key): _standing(task, now) for task in late}
 
     async def missing(self) -> list[str]:
         return await self._queue.missing()
@@ -168,11 +176,13 @@ class DurableCustody:
 
     async def perform(self, task: Task) -> None:
         """Deliver a blob to the write quorum."""
-        digest = Digest.parse(task.key)
+        digest, repository = _digest(task.key), _repository(task)
         stored = await in_thread(self._store.stat, digest)
         deadline = Deadline.after(ATTEMPT_TIMEOUT)
         if stored is None:
-            presence = await self._origins.stat_many([digest], deadline=deadline, keep=True)
+            presence = await self._origins.stat_many(
+                [digest], deadline=deadline, keep=True, namespace=repository
+            )
             if len(presence.copies.get(digest, ())) < self._write_quorum:
                 raise Hopeless(
                     f"the file {self._store.path(digest)} is gone, and fewer origins than the "
@@ -180,10 +190,13 @@ class DurableCustody:
                 )
             return
         deadline = deadline.with_transfer(stored.size)
-        await self._origins.upload(digest, stored.path, stored.size, deadline=deadline)
+        await self._origins.upload(
+            digest, stored.path, stored.size, deadline=deadline, namespace=repository
+        )
         log.info(
             "delivered",
-            digest=task.key,
+            digest=str(digest),
+            repository=repository,
             size=stored.size,
             failures=task.failures,
             after_s=round(task.age(time.time()), 3),
@@ -191,8 +204,12 @@ class DurableCustody:
 
     async def let_go(self, task: Task) -> None:
         """Remove the file, unless it was pushed again since the task ended."""
-        digest = Digest.parse(task.key)
+        digest = _digest(task.key)
         async with self._lock(digest):
+            if task.key != str(digest) and not await self._queue.find([task.key]):
+                self._further[digest].discard(task.key)
+                if not self._further[digest]:
+                    del self._further[digest]
             if not await self._promised(digest):
                 await in_thread(self._store.delete, digest)
 
@@ -201,7 +218,29 @@ class DurableCustody:
         return stored if stored is not None and await self._promised(digest) else None
 
     async def _promised(self, digest: Digest) -> bool:
-        return bool(await self._queue.find([str(digest)]))
+        return bool(await self._queue.find(self._keys(digest)))
+
+    async def _key(self, digest: Digest, repository: str) -> str:
+        """The key for the blob's delivery to this repository.
+
+        The digest, unless it is that of a delivery to another one: each may have a backend of its
+        own, which the origins are told of by the delivery.
+        """
+        [*same] = await self._queue.find([str(digest)])
+        if not same or _repository(same[0]) == repository:
+            return str(digest)
+        key = f"{digest} {repository}"
+        self._note(key)
+        return key
+
+    def _note(self, key: str) -> None:
+        digest = _digest(key)
+        if key != str(digest):
+            self._further[digest].add(key)
+
+    def _keys(self, digest: Digest) -> list[str]:
+        """The keys of all its deliveries."""
+        return [str(digest), *self._further.get(digest, ())]
 
     async def _remove_unpromised(self) -> None:
         for digest in await in_thread(lambda: list(self._store.digests())):
@@ -218,6 +257,14 @@ def _why(error: OSError | sqlite3.Error) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error)
+
+
+def _digest(key: str) -> Digest:
+    return Digest.parse(key.partition(" ")[0])
+
+
+def _repository(task: Task) -> str:
+    return msgspec.json.decode(task.payload, type=Delivery).repository
 
 
 def _standing(task: Task, now: float) -> str:

@@ -11,12 +11,13 @@ from shoal.buildindex.client import BuildIndexClient
 from shoal.config.load import Loaded
 from shoal.origin.client import OriginCluster
 from shoal.proxy.api import proxy_application
-from shoal.proxy.config import ProxyConfig, PushModes, queue_file
-from shoal.proxy.custody import DurableCustody, NoCustody
+from shoal.proxy.config import ProxyConfig, PushModes
+from shoal.proxy.custody import QUEUE, DurableCustody, NoCustody
 from shoal.proxy.neighbours import Neighbours
 from shoal.proxy.readiness import Readiness
 from shoal.proxy.service import ProxyService
 from shoal.proxy.uploads import Uploads
+from shoal.queue.config import queue_file
 from shoal.queue.database import QueueUnusable
 from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSessions
@@ -60,6 +61,7 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
     )
     readiness = Readiness(origins, index, custody)
     expiry = asyncio.create_task(uploads.expire(config.upload_ttl), name="expiry of uploads")
+    await asyncio.gather(origins.start(), index.start())
     try:
         app = proxy_application(service, custody or NoCustody(), readiness, config)
         await serve([(app, config.listen)], stop=stop, grace=0.75 * config.shutdown_grace)
@@ -71,6 +73,7 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
             await custody.stop(0.1 * config.shutdown_grace)
         # Pushes were acknowledged at the write quorum; the copies beyond it get their time, too.
         await origins.drain(0.15 * config.shutdown_grace)
+        await asyncio.gather(origins.close(), index.close())
         await http.close()
 
 
@@ -78,7 +81,7 @@ async def _custody(
     config: ProxyConfig, modes: PushModes, origins: OriginCluster
 ) -> DurableCustody | None:
     """Open the custody, if blobs are taken into it or an earlier config left some there."""
-    if not modes.write_back and not await in_thread(queue_file(config.data_dir).exists):
+    if not modes.write_back and not await in_thread(queue_file(config.data_dir, QUEUE).exists):
         return None
     try:
         return await DurableCustody.start(config, origins)

@@ -24,24 +24,40 @@ class Origins(Protocol):
     """The origins as one (`shoal.origin.client.OriginCluster`): content, whoever it belongs to.
 
     With `keep`, a question makes what it finds young again for the garbage collection: who asks is
-    about to rely on it.
+    about to rely on it. `namespace` is the repository whose backend gets what is pushed, and is
+    asked for what no origin has.
     """
 
+    async def check_push(self, namespace: str, *, deadline: Deadline) -> None: ...
+
     async def upload(
-        self, digest: Digest, source: Path | int, size: int, *, deadline: Deadline
+        self,
+        digest: Digest,
+        source: Path | int,
+        size: int,
+        *,
+        deadline: Deadline,
+        namespace: str = "",
     ) -> object: ...
 
     async def stat(
-        self, digest: Digest, *, deadline: Deadline, keep: bool = False
+        self, digest: Digest, *, deadline: Deadline, keep: bool = False, namespace: str = ""
     ) -> int | None: ...
 
     async def stat_many(
-        self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
+        self,
+        digests: Iterable[Digest],
+        *,
+        deadline: Deadline,
+        keep: bool = False,
+        namespace: str = "",
     ) -> Presence: ...
 
-    async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes: ...
+    async def read(
+        self, digest: Digest, *, deadline: Deadline, limit: int, namespace: str = ""
+    ) -> bytes: ...
 
-    async def open(self, digest: Digest, *, deadline: Deadline) -> Blob: ...
+    async def open(self, digest: Digest, *, deadline: Deadline, namespace: str = "") -> Blob: ...
 
 
 class Index(Protocol):

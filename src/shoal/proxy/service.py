@@ -17,6 +17,7 @@ from shoal.model.errors import (
     BlobUnknown,
     BlobUploadUnknown,
     DigestInvalid,
+    InsufficientStorage,
     ManifestBlobUnknown,
     ManifestInvalid,
     ManifestUnknown,
@@ -34,12 +35,13 @@ from shoal.model.manifest import (
 )
 from shoal.proxy.config import PushMode, PushModes
 from shoal.proxy.custody import Custody, NoCustody
+from shoal.proxy.gate import PushGate, refusal
 from shoal.proxy.neighbours import Neighbours
 from shoal.proxy.ports import Index, Origins
 from shoal.proxy.uploads import Uploads
-from shoal.registry.manifest_cache import ManifestCache
 from shoal.registry.membership import for_members
 from shoal.registry.ports import Chunk, StoredManifest
+from shoal.store.memory import MemoryCache
 from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSession
 from shoal.web.bodies import Blob
@@ -84,7 +86,8 @@ class ProxyService:
         self._custody: Custody = custody or NoCustody()
         self._neighbours = neighbours
         self._tag_time = tag_time
-        self._manifests = ManifestCache(manifest_cache)
+        self._manifests = MemoryCache(manifest_cache)
+        self._gate = PushGate(origins)
         self._finishing: dict[str, asyncio.Event] = {}
 
     # -- pulls --------------------------------------------------------------------------------
@@ -102,7 +105,10 @@ class ProxyService:
         if body is None:
             try:
                 body = await self._origins.read(
-                    found.digest, deadline=deadline, limit=MAX_MANIFEST_BYTES
+                    found.digest,
+                    deadline=deadline,
+                    limit=MAX_MANIFEST_BYTES,
+                    namespace=repository,
                 )
             except NotFound as error:
                 raise _no_manifest(repository, found.digest) from error
@@ -114,8 +120,13 @@ class ProxyService:
 
         Clients ask before they leave a blob out of a push.
         """
-        member = self._index.has_blob(repository, digest, deadline=deadline, rely=True)
+        member = asyncio.ensure_future(
+            self._index.has_blob(repository, digest, deadline=deadline, rely=True)
+        )
         size = await for_members(member, self._size(digest, deadline))
+        if size is None and await member:
+            # Only then: most of what is asked for is new, and backends are far.
+            size = await self._origins.stat(digest, deadline=deadline, namespace=repository)
         if size is None:
             raise _no_blob(repository, digest)
         return size
@@ -132,7 +143,7 @@ class ProxyService:
         if (held := await self._custody.open(digest)) is not None:
             return held
         try:
-            return await self._origins.open(digest, deadline=deadline)
+            return await self._origins.open(digest, deadline=deadline, namespace=repository)
         except NotFound as error:
             raise _no_blob(repository, digest) from error
 
@@ -158,6 +169,7 @@ class ProxyService:
     # -- pushes -------------------------------------------------------------------------------
 
     async def start_upload(self, repository: str, algorithm: str = "sha256") -> str:
+        await self._gate.check(repository)
         return await self._uploads.start(repository, algorithm)
 
     async def upload_size(self, repository: str, upload: str) -> int:
@@ -292,7 +304,7 @@ class ProxyService:
         )
         try:
             await in_thread(session.writer.append, [body])
-            await self._store(session, digest, deadline)
+            await self._store(session, digest, repository, deadline)
         finally:
             await self._uploads.discard(session)
 
@@ -307,7 +319,7 @@ class ProxyService:
         if self._modes.of(repository).mode is PushMode.WRITE_BACK:
             storing = self._keep(session, digest, repository)
         else:
-            storing = self._store(session, digest, deadline)
+            storing = self._store(session, digest, repository, deadline)
         outcomes = await asyncio.gather(
             storing, self._link(repository, digest, deadline), return_exceptions=True
         )
@@ -335,7 +347,9 @@ class ProxyService:
         write_back = self._modes.of(repository).mode is PushMode.WRITE_BACK
         if write_back and await self._custody.size(digest) is not None:
             return True
-        presence = await self._origins.stat_many([digest], deadline=deadline, keep=True)
+        presence = await self._origins.stat_many(
+            [digest], deadline=deadline, keep=True, namespace=repository
+        )
         copies = len(presence.copies.get(digest, ()))
         log.debug("copies", repository=repository, digest=str(digest), copies=copies)
         return copies >= self._write_quorum
@@ -350,15 +364,29 @@ class ProxyService:
         finally:
             await self._uploads.discard(session)
 
-    async def _store(self, session: UploadSession, digest: Digest, deadline: Deadline) -> None:
-        """Return when the write quorum has the content; raise `Unavailable` naming who failed."""
+    async def _store(
+        self, session: UploadSession, digest: Digest, repository: str, deadline: Deadline
+    ) -> None:
+        """Return when the write quorum has the content; raise `Unavailable` naming who failed.
+
+        Raises `Denied` when the origins refuse it for want of a backend.
+        """
         size = session.size
         try:
             await self._origins.upload(
-                digest, session.path, size, deadline=deadline.with_transfer(size)
+                digest,
+                session.path,
+                size,
+                deadline=deadline.with_transfer(size),
+                namespace=repository,
             )
         except CallFailed as error:
-            raise Unavailable(
+            if (refused := refusal(error)) is not None:
+                raise refused from error
+            unsafe = (
+                InsufficientStorage if error.status == InsufficientStorage.status else Unavailable
+            )
+            raise unsafe(
                 f"{digest} ({size} bytes) is not stored safely: {error}; send the request again",
                 detail={"digest": str(digest), "origins": str(error)},
             ) from error

@@ -14,6 +14,7 @@ from shoal.model.digest import Digest
 from shoal.model.errors import (
     BlobUploadUnknown,
     DigestInvalid,
+    InsufficientStorage,
     SizeInvalid,
     TooLarge,
     Unavailable,
@@ -21,6 +22,7 @@ from shoal.model.errors import (
 )
 from shoal.proxy.upload_ids import UploadId, name_hash
 from shoal.registry.ports import Chunk, ClientStalled
+from shoal.store.full import is_full
 from shoal.store.ingest import Stalled, ingest
 from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSession, UploadSessions
@@ -90,7 +92,8 @@ class Uploads:
         except OSError as error:
             # What lies on a full disk keeps it full.
             await self.discard(session)
-            raise Unavailable(
+            unwritten = InsufficientStorage if is_full(error) else Unavailable
+            raise unwritten(
                 f"cannot write upload {session.id} on this proxy: {error.strerror or error}; "
                 "nothing of it was kept: start the upload again",
             ) from error

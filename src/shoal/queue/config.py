@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
@@ -24,3 +25,8 @@ class QueueConfig(Config):
 
     dead_after: Duration = 7 * 24 * 3600.0
     """A task that still fails when it is older than this is given up: kept, and no longer tried."""
+
+
+def queue_file(data_dir: Path, name: str) -> Path:
+    """The file of a service's queue of that name."""
+    return data_dir / "queues" / f"{name}.sqlite"

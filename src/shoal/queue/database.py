@@ -55,6 +55,17 @@ ON CONFLICT (key) DO UPDATE SET
 WHERE state IN ('dead', 'dropped')
 """
 
+_AGAIN = "UPDATE tasks SET payload = ? WHERE key = ? AND state = 'running'"
+
+_SOONER = """
+UPDATE tasks SET due = min(due, ?) WHERE key = ? AND state = 'waiting' AND failures = 0
+"""
+
+_ONCE_MORE = """
+UPDATE tasks SET state = 'waiting', due = added, attempted = NULL, failures = 0, error = ''
+WHERE id = ? AND state = 'running' AND payload != ?
+"""
+
 _CLAIM = f"""
 UPDATE tasks SET state = 'running', attempted = ? WHERE id IN (
     SELECT id FROM tasks WHERE state = 'waiting' AND due <= ? ORDER BY due, id LIMIT ?
@@ -198,18 +209,42 @@ class QueueDatabase:
 
     # -- within transact ----------------------------------------------------------------------
 
-    def add(self, key: str, payload: str, now: float) -> None:
-        """Have the task waiting and due, unless it is waiting or running already."""
-        self._connection.execute(_ADD, (key, payload, now, now))
+    def add(self, key: str, payload: str, now: float, due: float | None = None) -> bool:
+        """Have the task waiting, unless it is waiting or running already; whether it was not.
+
+        Without `due` it is due at once.
+        """
+        row = (key, payload, now, now if due is None else due)
+        return self._connection.execute(_ADD, row).rowcount > 0
+
+    def add_again(self, key: str, payload: str, now: float, due: float) -> None:
+        """Have the task waiting; one that runs is done once more if the payload is another one.
+
+        One that waits for its first attempt waits no longer than to `due`.
+        """
+        self._connection.execute(_AGAIN, (payload, key))
+        self._connection.execute(_SOONER, (due, key))
+        self.add(key, payload, now, due)
+
+    def withdraw(self, keys: Iterable[str]) -> None:
+        """Remove those that still wait for their first attempt."""
+        self._connection.executemany(
+            "DELETE FROM tasks WHERE key = ? AND state = 'waiting' AND attempted IS NULL",
+            [(key,) for key in keys],
+        )
 
     def claim(self, now: float, count: int) -> list[Task]:
         """Take up to `count` tasks that are due, the longest due first; they are running now."""
         rows = self._connection.execute(_CLAIM, (now, now, count)).fetchall()
         return sorted(map(_task, rows), key=lambda task: (task.due, task.id))
 
-    def done(self, task: Task) -> None:
-        """Remove a task that ran."""
-        self._connection.execute("DELETE FROM tasks WHERE id = ? AND state = 'running'", (task.id,))
+    def done(self, task: Task) -> bool:
+        """Remove a task that ran; False: it was added again meanwhile, and waits."""
+        self._connection.execute(_ONCE_MORE, (task.id, task.payload))
+        gone = self._connection.execute(
+            "DELETE FROM tasks WHERE id = ? AND state = 'running'", (task.id,)
+        )
+        return gone.rowcount > 0
 
     def put_back(self, task: Task) -> None:
         """Write what became of a task that ran and is not done."""

@@ -13,11 +13,11 @@ import random
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import structlog
 
@@ -34,6 +34,8 @@ LOOK_INTERVAL = 1.0
 
 EXPEDITE_INTERVAL = 1.0
 """Seconds after which tasks that somebody waits for are tried again, whatever their backoff."""
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -104,15 +106,41 @@ class DurableQueue:
 
     # -- for those who have work --------------------------------------------------------------
 
-    async def add(self, key: str, payload: str) -> None:
+    async def add(self, key: str, payload: str, *, delay: float = 0.0) -> bool:
         """Take a task on; it is durable when this returns, and it is not there if this raises.
 
-        One that waits or runs under this key already is left as it is. Raises `sqlite3.Error`, as
-        for a full disk.
+        It is due `delay` seconds from now. One that waits or runs under this key already is left as
+        it is; returns whether there was none. Raises `sqlite3.Error`, as for a full disk.
         """
         now = self._clock()
-        await self._commits.write(lambda: self._database.add(key, payload, now))
+        due = now + delay
+        added = await self._commits.write(lambda: self._database.add(key, payload, now, due))
         self._wake.set()
+        return added
+
+    async def add_again(self, tasks: Mapping[str, str], *, delay: float = 0.0) -> None:
+        """Take tasks on, payload by key, all or none, durably; those that run are not forgotten.
+
+        What runs under a key is done once more when it ends, if this payload is another one: it may
+        have begun before what is to be done changed. Raises `sqlite3.Error`.
+        """
+        now = self._clock()
+
+        def add() -> None:
+            for key, payload in tasks.items():
+                self._database.add_again(key, payload, now, now + delay)
+
+        await self._commits.write(add)
+        self._wake.set()
+
+    async def withdraw(self, keys: Collection[str]) -> None:
+        """Take back tasks that nobody was promised, as far as none has been tried."""
+        await self._commits.write(partial(self._database.withdraw, list(keys)))
+
+    async def tasks(self) -> list[Task]:
+        """All tasks: waiting, running and dead; the oldest first."""
+        states = (State.WAITING, State.RUNNING, State.DEAD)
+        return await self._commits.read(partial(self._database.tasks, states, -1))
 
     async def find(self, keys: Iterable[str]) -> list[Task]:
         """Those of the tasks that are in the queue: waiting, running or dead."""
@@ -234,11 +262,12 @@ class DurableQueue:
         except Exception as error:  # noqa: BLE001 - whatever it is, the task is not lost
             await self._failed(task, error)
         else:
-            await self._note(lambda: self._database.done(task), task)
+            gone = await self._note(lambda: self._database.done(task), task)
             metrics.ATTEMPTS.labels(self.name, "done").inc()
             metrics.SECONDS.labels(self.name).observe(task.age(self._clock()))
             log.debug("task done", **self._about(task))
-            await self._let_go(task)
+            if gone:
+                await self._let_go(task)
 
     async def _failed(self, task: Task, error: Exception) -> None:
         now = self._clock()
@@ -267,7 +296,7 @@ class DurableQueue:
         wait = round(after.due - now, 3)
         log.warning("task failed, will retry", **self._about(after), wait_s=wait, error=after.error)
 
-    async def _note(self, step: Callable[[], None], task: Task) -> None:
+    async def _note(self, step: Callable[[], T], task: Task) -> T:
         """Write down how an attempt ended, however long the disk takes none."""
         while True:
             try:

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from aiohttp import web
 
+from shoal.backend.upstreams import UpstreamConfig, UpstreamNames
 from shoal.registry.base import Answers, refuse
 from shoal.registry.blobs import Blobs, BlobWriter
 from shoal.registry.catalog import Catalog
 from shoal.registry.headers import describe_api
 from shoal.registry.manifests import Manifests, ManifestWriter
+from shoal.registry.namespaces import UPSTREAMS, of_this_cluster
 from shoal.registry.ports import Reader, Writer
 from shoal.registry.referrers import Referrers
 from shoal.registry.routing import (
@@ -30,11 +34,15 @@ _PULLS_ONLY = "this registry only serves pulls; push to the proxy of the cluster
 _NO_METHOD = "the registry API has no such method here"
 
 
-def registry_routes(app: web.Application, reader: Reader, writer: Writer | None) -> None:
+def registry_routes(
+    app: web.Application, reader: Reader, writer: Writer | None, *, upstreams: Iterable[str] = ()
+) -> None:
     """Serve the OCI distribution API from `reader` and, where there is one, to `writer`.
 
+    `upstreams` are the names of the registries that the cluster pulls through.
     The application is one of `shoal.web.server`, which knows deadlines and renders errors.
     """
+    app[UPSTREAMS] = UpstreamNames(dict.fromkeys(upstreams, UpstreamConfig()))
     app.on_response_prepare.append(describe_api)
     blobs, manifests = Blobs(reader), Manifests(reader)
     pulls: dict[str, dict[str, Answers]] = {
@@ -56,7 +64,7 @@ def registry_routes(app: web.Application, reader: Reader, writer: Writer | None)
 
 def _pushes(writer: Writer) -> dict[str, dict[str, Answers]]:
     uploads, manifests = Uploads(writer), ManifestWriter(writer)
-    return {
+    pushes: dict[str, dict[str, Answers]] = {
         MANIFEST: {"PUT": manifests.put, "DELETE": manifests.delete},
         UPLOADS: {"POST": uploads.post},
         UPLOAD: {
@@ -66,6 +74,10 @@ def _pushes(writer: Writer) -> dict[str, dict[str, Answers]]:
             "DELETE": uploads.delete,
         },
         BLOB: {"DELETE": BlobWriter(writer).delete},
+    }
+    return {
+        path: {method: of_this_cluster(answer) for method, answer in answers.items()}
+        for path, answers in pushes.items()
     }
 
 

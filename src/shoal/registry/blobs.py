@@ -7,6 +7,7 @@ from aiohttp import web
 
 from shoal.model.errors import Unsupported
 from shoal.registry.base import bare, content_headers, parse_digest, repository
+from shoal.registry.namespaces import internal_repository
 from shoal.registry.ports import Reader, Writer
 from shoal.web.bodies import send_blob
 from shoal.web.conditions import not_modified
@@ -22,7 +23,7 @@ class Blobs:
         self._reader = reader
 
     async def head(self, request: web.Request) -> web.StreamResponse:
-        name, digest = repository(request), parse_digest(request.match_info["digest"])
+        name, digest = internal_repository(request), parse_digest(request.match_info["digest"])
         size = await self._reader.stat_blob(name, digest, deadline_of(request))
         headers = content_headers(digest, size, OCTETS)
         if not_modified(request, headers["ETag"]):
@@ -30,7 +31,7 @@ class Blobs:
         return web.Response(headers={**headers, "Accept-Ranges": "bytes"})
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        name, digest = repository(request), parse_digest(request.match_info["digest"])
+        name, digest = internal_repository(request), parse_digest(request.match_info["digest"])
         blob = await self._reader.open_blob(name, digest, deadline_of(request))
         return await send_blob(request, blob, digest=digest, content_type=OCTETS)
 

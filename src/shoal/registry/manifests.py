@@ -15,6 +15,7 @@ from shoal.model.manifest import MAX_MANIFEST_BYTES, FoundManifest, IndexChildre
 from shoal.model.names import InvalidTag, reference, tag_name
 from shoal.registry.base import bare, content_headers, repository
 from shoal.registry.headers import SUBJECT, TAG, add_warnings
+from shoal.registry.namespaces import internal_repository
 from shoal.registry.ports import Reader, Writer
 from shoal.web.conditions import not_modified
 from shoal.web.requests import deadline_of, read_body
@@ -44,11 +45,13 @@ class Manifests:
         found, headers = await self._find(request)
         if not_modified(request, headers["ETag"]):
             return web.Response(status=304, headers=bare(headers))
-        body = await self._reader.manifest(repository(request), found, deadline_of(request))
+        body = await self._reader.manifest(
+            internal_repository(request), found, deadline_of(request)
+        )
         return web.Response(headers=headers, body=body)
 
     async def _find(self, request: web.Request) -> tuple[FoundManifest, Mapping[str, str]]:
-        name, wanted = repository(request), _existing(request)
+        name, wanted = internal_repository(request), _existing(request)
         found = await self._reader.find_manifest(name, wanted, deadline_of(request))
         if not found.media_type:
             raise ManifestUnknown(

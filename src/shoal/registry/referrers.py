@@ -11,8 +11,9 @@ from aiohttp import web
 from shoal.model.digest import Digest
 from shoal.model.manifest import LARGE_REFERRERS, Referrer
 from shoal.model.media_types import OCI_INDEX
-from shoal.registry.base import next_link, page_of, parameter, parse_digest, repository
+from shoal.registry.base import next_link, page_of, parameter, parse_digest
 from shoal.registry.headers import FILTERS_APPLIED
+from shoal.registry.namespaces import internal_repository
 from shoal.registry.ports import Reader
 from shoal.web.deadline import Deadline
 from shoal.web.requests import deadline_of
@@ -36,7 +37,7 @@ class Referrers:
         self._reader = reader
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        name, subject = repository(request), parse_digest(request.match_info["digest"])
+        name, subject = internal_repository(request), parse_digest(request.match_info["digest"])
         wanted = parameter(request, "artifactType") or None
         n, last = page_of(request)
         if last:

@@ -21,6 +21,10 @@ TICK = 0.1
 """Seconds between looks for late pieces and stalled peers, as in `swarm.node`."""
 
 REQUEST_TIMEOUT = 4.0
+QUEUE = 40
+"""Pieces of others that a piece may wait for at a peer before that peer counts as silent. Here a
+piece comes at once, so coarse ones of slow links must be borne with; there, any byte is a sign."""
+
 PIPELINE = 8 * 1024 * 1024
 CREDIT = 8 * 1024 * 1024
 MAX_STRIKES = 3
@@ -55,19 +59,35 @@ class World(Protocol):
 class Port:
     """A connection as one of its two sides sees it."""
 
-    __slots__ = ("back", "dialed", "far", "host", "id", "last_wanted", "latency", "pace", "since")
+    __slots__ = (
+        "back",
+        "dialed",
+        "far",
+        "greeted",
+        "host",
+        "id",
+        "last_wanted",
+        "latency",
+        "origin",
+        "pace",
+        "since",
+    )
 
     back: Port
 
-    def __init__(self, host: Host, *, far: bool, latency: float, limit: int, dialed: bool) -> None:
+    def __init__(
+        self, host: Host, *, far: bool, scenario: Scenario, pace: Pace, now: float, dialed: bool
+    ) -> None:
         self.host = host
         self.id = host.info.id
+        self.origin = host.info.origin
         self.far = far
-        self.latency = latency
+        self.latency = scenario.far_latency if far else scenario.latency
         self.dialed = dialed
-        self.pace = Pace(limit=limit, timeout=REQUEST_TIMEOUT)
-        self.since = 0.0
-        self.last_wanted = 0.0
+        self.greeted = False
+        self.pace = pace
+        self.since = now
+        self.last_wanted = now
 
 
 class Host:
@@ -88,6 +108,7 @@ class Host:
         self.clock = world.clock
         self.info = info
         self.size = scenario.piece_size
+        self._length = int(self.size)
         self.alive = True
         self.started = 0.0
         self.done = 0.0
@@ -101,13 +122,14 @@ class Host:
         self.pickers: list[Picker | None] = [None] * layers
         self.fetching = False
         self.ports: dict[str, Port] = {}
+        self.open: list[dict[str, Port]] = [{} for _ in range(layers)]
+        """Of each layer: the connections over which it is given or fetched."""
         self.slots = UploadSlots()
         self.intake = Intake()
         self.policy = LinkPolicy(max_dialed=scenario.max_dialed, max_accepted=scenario.max_accepted)
         self.candidates: list[dict[str, PeerInfo]] = [{} for _ in range(layers)]
         self._up = Uplink(world.clock, up, self.size, self._on_sent)
         self._down = Downlink(down, self.size)
-        self._pipeline = max(PIPELINE, int(2 * self.size))
         self._banned: dict[str, float] = {}
         self._turn = 0
         self._read = 0
@@ -124,7 +146,7 @@ class Host:
         count = self.world.scenario.pieces
         for layer in range(len(self.pickers)):
             picker = self.pickers[layer] = Picker(count, 0, rng=self.world.rng)
-            picker.set_reader("client", 0)
+            picker.set_reader("client", 0, self.clock.now)
         self._announce(starved=False)
         self.clock.after(SETTLE, self._settle_in)
         self.clock.after(self.world.rng.uniform(0, TICK), self._tick)
@@ -133,6 +155,7 @@ class Host:
         """Fall silent: peers notice by themselves."""
         self.alive = False
         self.fetching = False
+        self.pickers = [None] * len(self.pickers)
         self._up.stopped = True
 
     def _announce(self, *, starved: bool) -> None:
@@ -161,7 +184,11 @@ class Host:
                 self._stalled(port, now)
         self.fill_all()
         starved = now - self._last_piece > STARVED
-        few = len(self.ports) < REPLENISH * self.policy.max_dialed
+        few = any(
+            len(linked) < REPLENISH * self.policy.max_dialed
+            for picker, linked in zip(self.pickers, self.open, strict=True)
+            if picker is not None
+        )
         if (starved or few) and now - self._last_announce > STARVED:
             self._announce(starved=starved)
         self.clock.after(TICK, self._tick)
@@ -171,7 +198,13 @@ class Host:
     def _connect(self, layer: int) -> None:
         now = self.clock.now
         candidates = self.candidates[layer]
-        linked = sum(peer in self.ports for peer in candidates)
+        linked = 0
+        for peer in candidates:
+            port = self.ports.get(peer)
+            if port is not None:
+                linked += 1
+                if port.greeted and peer not in self.open[layer]:
+                    self.clock.after(2 * port.latency, self._open, port, layer)
         wanted = self.policy.to_dial(linked)
         for peer in list(candidates):
             if not wanted:
@@ -179,10 +212,11 @@ class Host:
             if peer in self.ports or self._banned.get(peer, 0.0) > now:
                 continue
             other = self.world.host(peer)
-            del candidates[peer]
             if other is not None and other.let_in(self):
                 self._link(other)
                 wanted -= 1
+            else:
+                del candidates[peer]
 
     def let_in(self, dialer: Host) -> bool:
         """Whether a host that dials is taken in."""
@@ -212,36 +246,49 @@ class Host:
     def _link(self, other: Host) -> None:
         scenario = self.world.scenario
         far = self.info.zone != other.info.zone
-        latency = scenario.far_latency if far else scenario.latency
-        mine = Port(other, far=far, latency=latency, limit=self._pipeline, dialed=True)
-        theirs = Port(self, far=far, latency=latency, limit=self._pipeline, dialed=False)
+        now = self.clock.now
+        mine = Port(other, far=far, scenario=scenario, pace=self._pace(), now=now, dialed=True)
+        theirs = Port(self, far=far, scenario=scenario, pace=self._pace(), now=now, dialed=False)
         mine.back, theirs.back = theirs, mine
-        mine.since = theirs.since = mine.last_wanted = theirs.last_wanted = self.clock.now
         self.ports[other.info.id] = mine
         other.ports[self.info.id] = theirs
         # A round trip for the connection, another for the hellos, half of one for what is shown.
-        self.clock.after(5 * latency, self._greet, mine)
+        self.clock.after(5 * mine.latency, self._greet, mine)
+
+    def _pace(self) -> Pace:
+        timeout = max(REQUEST_TIMEOUT, QUEUE * self.size / self.world.scenario.rate)
+        return Pace(limit=max(PIPELINE, 2 * self._length), timeout=timeout)
 
     def _greet(self, port: Port) -> None:
-        for side in (port, port.back):
-            owner = side.back.host
-            if owner.alive and owner.ports.get(side.id) is side:
-                owner.meet(side)
+        port.greeted = port.back.greeted = True
+        for layer, candidates in enumerate(self.candidates):
+            if port.id in candidates or self.info.id in port.host.candidates[layer]:
+                self._open(port, layer)
 
-    def meet(self, port: Port) -> None:
-        """A peer opens the layers that both have or fetch."""
-        other = port.host
-        for layer, picker in enumerate(self.pickers):
-            seeding = self.seedings[layer]
-            if seeding is not None and other.pickers[layer] is not None:
-                self._show(port, layer, seeding.join(port.id, other.have[layer]))
-            if picker is None:
-                continue
-            seed = other.seedings[layer] is not None
-            if not seed and other.pickers[layer] is None and not other.have[layer]:
-                continue
-            picker.add_peer(port.id, 0 if seed else other.have[layer], seed=seed, outside=port.far)
+    def _open(self, port: Port, layer: int) -> None:
+        """Both sides take part in a layer over this connection, if they still do."""
+        back, other = port.back, port.host
+        if not (self.alive and other.alive and self.ports.get(port.id) is port):
+            return
+        if port.id in self.open[layer]:
+            return
+        self.open[layer][port.id] = port
+        other.open[layer][back.id] = back
+        self.meet(port, layer)
+        other.meet(back, layer)
         self.fill(port)
+        other.fill(back)
+
+    def meet(self, port: Port, layer: int) -> None:
+        """A peer takes part in a layer."""
+        other = port.host
+        seeding, picker = self.seedings[layer], self.pickers[layer]
+        if seeding is not None and other.pickers[layer] is not None:
+            self._show(port, layer, seeding.join(port.id, other.have[layer]))
+        if picker is not None:
+            seed = other.seedings[layer] is not None
+            have = 0 if seed else other.have[layer]
+            picker.add_peer(port.id, have, seed=seed, outside=port.far)
 
     def close(self, port: Port) -> None:
         """Close a connection; the other side notices at once."""
@@ -256,6 +303,9 @@ class Host:
         del self.ports[port.id]
         self.slots.leave(port.id)
         for layer, picker in enumerate(self.pickers):
+            self.candidates[layer].pop(port.id, None)
+            if self.open[layer].pop(port.id, None) is None:
+                continue
             seeding = self.seedings[layer]
             if seeding is not None:
                 seeding.leave(port.id)
@@ -280,61 +330,68 @@ class Host:
 
     def fill(self, port: Port) -> None:
         """Ask a peer for as much as its pace and this host's intake allow, first layer first."""
-        now = self.clock.now
-        size = int(self.size)
-        free = port.host.info.origin
-        while (free or self.intake.room()) and port.pace.room(size, now):
+        now, length = self.clock.now, self._length
+        intake, origin, peer = self.intake, port.origin, port.id
+        while (origin or intake.room()) and port.pace.room(length, now):
+            beyond = origin or intake.spare()
             for layer, picker in enumerate(self.pickers):
-                if picker is None or not picker.knows(port.id):
+                if picker is None:
                     continue
-                index = picker.pick(port.id, now)
-                if index is not None:
-                    self._request(port, layer, index)
-                    break
+                if peer in self.open[layer]:
+                    index = picker.pick(peer, now, beyond=beyond)
+                    if index is not None:
+                        self._request(port, layer, index)
+                        break
+                if not beyond:
+                    return
             else:
                 return
 
     def fill_all(self) -> None:
         """Ask for what the reader waits for, then whoever is quick and has room."""
-        if not self.intake.room():
+        intake = self.intake
+        if not intake.room():
             return
         now = self.clock.now
-        for layer, picker in enumerate(self.pickers):
-            if picker is None:
-                continue
-            while self.intake.room():
+        fetched = [(layer, it) for layer, it in enumerate(self.pickers) if it is not None]
+        for layer, picker in fetched[:1]:
+            while intake.room():
                 found = picker.pick_for_reader(now, self._ease)
                 if found is None:
                     break
                 self._request(self.ports[found[0]], layer, found[1])
-            break
-        if not self.intake.room():
-            return
-        for port in sorted(self.ports.values(), key=_by_ease):
-            self.fill(port)
-            if not self.intake.room():
+        spare = intake.spare()
+        names: dict[str, None] = {}
+        for _, picker in fetched if spare else fetched[:1]:
+            names |= dict.fromkeys(picker.promising(now, beyond=spare))
+        ports, length = self.ports, self._length
+        ready = [port for name in names if (port := ports[name]).pace.room(length, now)]
+        ready.sort(key=_by_ease)
+        for port in ready:
+            if not intake.room():
                 return
+            self.fill(port)
 
     def _ease(self, peer: str) -> float | None:
         pace = self.ports[peer].pace
-        return pace.expected if pace.room(int(self.size), self.clock.now) else None
+        return pace.expected if pace.room(self._length, self.clock.now) else None
 
     def _request(self, port: Port, layer: int, index: int) -> None:
-        now, size = self.clock.now, int(self.size)
+        now, size = self.clock.now, self._length
         port.pace.asked(size, now)
-        if not port.host.info.origin:
+        if not port.origin:
             self.intake.asked()
         port.last_wanted = now
         port.host.requested(port.back, layer, index)
 
     def _cancel(self, port: Port, layer: int, index: int) -> None:
-        size = int(self.size)
+        size = self._length
         port.pace.dropped(size)
         self._settle(port)
         port.host.slots.cancel(self.info.id, (layer, index))
 
     def _settle(self, port: Port) -> None:
-        if not port.host.info.origin:
+        if not port.origin:
             self.intake.settled()
 
     # -- giving
@@ -382,13 +439,13 @@ class Host:
         world, now = self.world, self.clock.now
         if port.far:
             world.crossings += 1
-        if port.host.info.origin:
+        if port.origin:
             world.origin_pieces += 1
         picker = self.pickers[layer]
         if picker is None or not picker.is_asked(port.id, index):
             world.wasted += 1
             return
-        size = int(self.size)
+        size = self._length
         port.pace.bytes_came(now)
         port.pace.completed(size, picker.arrived(port.id, index, now))
         self._settle(port)
@@ -399,12 +456,12 @@ class Host:
         self.have[layer] |= 1 << index
         self._last_piece = now
         self._feed_reader(now)
-        for other in self.ports.values():
+        for other in self.open[layer].values():
             other.host.has(other.back, layer, index)
         if not picker.missing:
             self.pickers[layer] = None
             self._layer_done(layer)
-        if port.host.info.origin:
+        if port.origin:
             self.fill(port)
         self.fill_all()
 
@@ -417,6 +474,9 @@ class Host:
                 return
             self.unpacked = max(now, self.unpacked) + self.size / scenario.rate
             self._read += 1
+            picker = self.pickers[layer]
+            if picker is not None:
+                picker.set_reader("client", index + 1, now)
 
     def _layer_done(self, layer: int) -> None:
         self.world.announce(self, layer, complete=True, starved=False)
@@ -428,16 +488,17 @@ class Host:
 
     def has(self, port: Port, layer: int, index: int) -> None:
         """A peer has got a piece."""
-        if not self.alive:
-            return
-        seeding = self.seedings[layer]
-        if seeding is not None:
-            self._show(port, layer, seeding.has(port.id, index))
         picker = self.pickers[layer]
-        if picker is not None and picker.knows(port.id):
-            picker.peer_has(port.id, index)
-            if self.intake.room() and port.pace.in_flight == 0:
+        if picker is not None:
+            if (
+                picker.peer_has(port.id, index)
+                and port.pace.in_flight == 0
+                and self.intake.room()
+                and (self.intake.spare() or picker.is_near(index, self.clock.now))
+            ):
                 self.clock.after(port.latency, self.fill, port)
+        elif self.alive and (seeding := self.seedings[layer]) is not None:
+            self._show(port, layer, seeding.has(port.id, index))
 
     def shown(self, port: Port, layer: int, pieces: int) -> None:
         """An origin shows pieces."""

@@ -17,6 +17,7 @@ class Clock:
         self.now = 0.0
         self._due: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = count()
+        self._stopped = False
 
     def at(self, when: float, what: Callable[..., None], *args: Any) -> None:
         """Call `what(*args)` at that time."""
@@ -26,11 +27,16 @@ class Clock:
         """Call `what(*args)` that much later."""
         heapq.heappush(self._due, (self.now + wait, next(self._order), what, args))
 
-    def run(self, until: float, going: Callable[[], bool]) -> None:
-        """Run while `going()` and something is due by `until`."""
+    def stop(self) -> None:
+        """End the run."""
+        self._stopped = True
+
+    def run(self, until: float) -> None:
+        """Run until `stop`, or while something is due by `until`."""
         due = self._due
-        while due and going():
-            when, _, what, args = heapq.heappop(due)
+        pop = heapq.heappop
+        while due and not self._stopped:
+            when, _, what, args = pop(due)
             if when > until:
                 return
             self.now = when

@@ -23,6 +23,7 @@ def document(outcome: Outcome) -> dict[str, object]:
         "wasted": round(outcome.wasted, 4),
         "finished": len(outcome.downloaded),
         "unfinished": outcome.unfinished,
+        "pieces": outcome.scenario.layers * outcome.scenario.pieces,
         "piece_bytes": round(outcome.scenario.piece_size),
         "seed": outcome.scenario.seed,
     }

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from shoal.swarm.metainfo import piece_size_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class Scenario:
     rate: float = 300e6
     """Of every host's link, up and down each."""
 
-    pieces: int = 512
+    pieces: int = 358
     """Per layer."""
 
     zones: int = 1
@@ -76,6 +79,11 @@ class Scenario:
     def given_up(self) -> float:
         """When the run ends whoever is not done."""
         return self.limit if self.limit is not None else 30 * self.ideal + 60
+
+
+def cut(layer: int) -> int:
+    """Into how many pieces the product cuts a layer of so many bytes."""
+    return max(1, math.ceil(layer / piece_size_for(layer)))
 
 
 SLOW_UP = 0.1

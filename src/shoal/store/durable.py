@@ -48,9 +48,13 @@ def replace_durably(temp: Path, final: Path) -> None:
     fsync_dir(final.parent)
 
 
-def write_plainly(path: Path, data: bytes) -> None:
-    """Write a file that is never seen half-written. Without a promise for a power cut."""
-    _write(path, data, durable=False)
+def write_plainly(path: Path, data: bytes, *, temp: Path | None = None) -> None:
+    """Write a file that is never seen half-written. Without a promise for a power cut.
+
+    `temp`: the new name under which it is written first, on the same file system; by default one
+    beside it, which a crash leaves behind.
+    """
+    _write(path, data, temp, durable=False)
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -59,17 +63,20 @@ def write_durably(path: Path, data: bytes) -> None:
     On return content and name are on stable storage. After a crash before that, the file is the old
     one or the new one, whole. A failure (disk full) leaves the old one and nothing else.
     """
-    _write(path, data, durable=True)
+    _write(path, data, None, durable=True)
     fsync_dir(path.parent)
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """As `write_durably` but for the name: the caller syncs the folder, once for several files."""
-    _write(path, data, durable=True)
+def write_synced(path: Path, data: bytes, *, temp: Path | None = None) -> None:
+    """As `write_durably` but for the name: the caller syncs the folder, once for several files.
+
+    `temp` as in `write_plainly`.
+    """
+    _write(path, data, temp, durable=True)
 
 
-def _write(path: Path, data: bytes, *, durable: bool) -> None:
-    temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def _write(path: Path, data: bytes, temp: Path | None, *, durable: bool) -> None:
+    temp = temp or path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temp.open("xb") as file:
             file.write(data)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from shoal.model.digest import ALGORITHMS
 from shoal.model.errors import BlobUploadUnknown, UploadConflict
+from shoal.store.volumes import Volumes
 from shoal.store.writer import BlobWriter
 
 _ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -76,14 +77,15 @@ class UploadSession:
 
 
 class UploadSessions:
-    """The sessions of one process, each a file ``root/<id>.<algorithm>``.
+    """The sessions of one process, each a file ``root/<id>.<algorithm>`` on one of the volumes.
 
     May be used from any thread.
     """
 
-    def __init__(self, root: Path) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        self._root = root
+    def __init__(self, root: Path | Volumes) -> None:
+        self._volumes = root if isinstance(root, Volumes) else Volumes([root])
+        for folder in self._volumes.paths:
+            folder.mkdir(parents=True, exist_ok=True)
         self._sessions: dict[str, UploadSession] = {}
         self._lock = threading.Lock()
 
@@ -95,8 +97,10 @@ class UploadSessions:
         if algorithm not in ALGORITHMS:
             raise ValueError(f"{algorithm[:40]!r} is none of {', '.join(ALGORITHMS)}")
         session_id = uuid.uuid4().hex
-        writer = BlobWriter(self._root / f"{session_id}.{algorithm}", algorithm)
-        writer.close()
+        path = self._volumes.choose(session_id) / f"{session_id}.{algorithm}"
+        with self._volumes.watching(path):
+            writer = BlobWriter(path, algorithm)
+            writer.close()
         with self._lock:
             self._sessions[session_id] = UploadSession(session_id, writer)
         return session_id
@@ -148,7 +152,7 @@ class UploadSessions:
         Returns their ids. One that is being written to stays.
         """
         expired = []
-        for entry in os.scandir(self._root):
+        for entry in self._files():
             name = _FILE.fullmatch(entry.name)
             with suppress(FileNotFoundError):
                 if name is None or now - entry.stat().st_mtime < ttl:
@@ -160,6 +164,11 @@ class UploadSessions:
                 expired.append(name[1])
         return expired
 
+    def _files(self) -> Iterator[os.DirEntry[str]]:
+        for folder in self._volumes.paths:
+            with self._volumes.watching(folder / "any"):
+                yield from os.scandir(folder)
+
     def _resume(self, session_id: str) -> BlobWriter | None:
         for path in self._paths(session_id):
             with suppress(FileNotFoundError):
@@ -168,4 +177,5 @@ class UploadSessions:
 
     def _paths(self, session_id: str) -> list[Path]:
         """Where its file may be: the algorithm is not in the id."""
-        return [self._root / f"{session_id}.{algorithm}" for algorithm in ALGORITHMS]
+        names = [f"{session_id}.{algorithm}" for algorithm in ALGORITHMS]
+        return [folder / name for folder in self._volumes.paths for name in names]

@@ -45,6 +45,7 @@ class BlobWriter:
         self._lock = threading.Lock()
         self._appending = threading.Lock()
         self._fd: int | None = None
+        self._broken: OSError | None = None
         if _resumed is None:
             self._hasher, self.size = new_hasher(algorithm), 0
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
@@ -66,12 +67,12 @@ class BlobWriter:
         On an `OSError` (disk full) the file and the hash are as they were before the batch.
         """
         with self._appending:
+            self._check()
             descriptor = self._open()
             try:
                 _write_all(descriptor, chunks)
             except OSError:
-                os.ftruncate(descriptor, self.size)
-                os.lseek(descriptor, self.size, os.SEEK_SET)
+                self._undo(descriptor)
                 raise
         for chunk in chunks:
             self._hasher.update(chunk)
@@ -79,11 +80,27 @@ class BlobWriter:
                 self._pieces.update(chunk)
             self.size += len(chunk)
 
+    def _undo(self, descriptor: int) -> None:
+        try:
+            os.ftruncate(descriptor, self.size)
+            os.lseek(descriptor, self.size, os.SEEK_SET)
+        except OSError as error:
+            # The file is longer than what was hashed, and would be taken for something else.
+            self._broken = error
+
+    def _check(self) -> None:
+        if self._broken is not None:
+            raise OSError(
+                self._broken.errno, f"{self.path} could not be written: {self._broken.strerror}"
+            )
+
     def digest(self, algorithm: str | None = None) -> Digest:
         """The digest of what was appended so far.
 
-        In the writer's own algorithm it is known; for another one the file is read again.
+        In the writer's own algorithm it is known; for another one the file is read again. Raises
+        `OSError` when the file is not what was appended.
         """
+        self._check()
         if algorithm is None or algorithm == self.algorithm:
             return Digest(self.algorithm, self._hasher.hexdigest())
         hasher = new_hasher(algorithm)

@@ -62,7 +62,8 @@ class Asking:
                 free = link.peer.origin or blob.share.small
                 index = None
                 if blob.picker is not None and (free or self._intake.room()):
-                    index = blob.picker.pick(link.id, now)
+                    beyond = free or self._intake.spare()
+                    index = blob.picker.pick(link.id, now, beyond=beyond)
                 if index is None:
                     wanting.remove(blob)
                 else:

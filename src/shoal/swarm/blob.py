@@ -10,15 +10,13 @@ from typing import Protocol
 from shoal.swarm import bits as bitset
 from shoal.swarm.limits import SMALL, Share
 from shoal.swarm.link import Endpoint, Link
+from shoal.swarm.metainfo import Metainfo
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.picker import Picker
 from shoal.swarm.pieces import PieceFile
 from shoal.swarm.seeding import Seeding
 from shoal.swarm.turns import Turns
 from shoal.swarm.wire import Open, ProtocolError
-
-_WINDOW_BYTES = 32 * 1024 * 1024
-"""What is fetched in order ahead of a reader, within 16 to 64 pieces."""
 
 
 class BlobEndpoint(Endpoint, Protocol):
@@ -69,14 +67,45 @@ class BlobSwarm:
     def leech(self, peers: Iterable[PeerInfo]) -> None:
         """Begin to fetch what is missing."""
         if self.picker is None and not self.pieces.all_verified:
-            window = max(16, min(64, _WINDOW_BYTES // self.metainfo.piece_size))
-            self.picker = Picker(self.count, self.pieces.verified, rng=self.node.rng, window=window)
+            self.picker = Picker(
+                self.count,
+                self.pieces.verified,
+                rng=self.node.rng,
+                known=self.metainfo.known,
+            )
             if self._zone_share is not None:
                 self.picker.set_share(*self._zone_share)
             for link in self.links.values():
                 self._introduce(self.picker, link)
         self.add_peers(peers)
         self.node.refill(self)
+
+    async def learn(self, metainfo: Metainfo) -> None:
+        """More pieces of a growing blob can be checked, and so be asked for.
+
+        Raises ValueError when the metainfo is not more of the same.
+        """
+        fresh = self.pieces.learn(metainfo)
+        self.metainfo = metainfo
+        # What an earlier process left behind need not be asked for.
+        for index in bitset.indices(fresh & self.pieces.present):
+            if await self.pieces.ensure(index):
+                self._got(index)
+        if self.picker is not None:
+            self.picker.learn(metainfo.known)
+            self.node.refill(self)
+
+    def arrived(self, metainfo: Metainfo) -> None:
+        """More pieces of a growing blob are in its file, and can be given."""
+        self.pieces.arrived(metainfo)
+        self.metainfo = metainfo
+        if self.seeding is not None:
+            for peer, shown in self.seeding.learn(metainfo.known).items():
+                self._show(self.links[peer], shown)
+
+    def settled(self) -> None:
+        """The file has its last byte."""
+        self.pieces.settled()
 
     def add_peers(self, peers: Iterable[PeerInfo]) -> None:
         """Peers that may have pieces."""
@@ -113,7 +142,7 @@ class BlobSwarm:
     def set_reader(self, reader: Hashable, start: int) -> None:
         """Somebody reads from byte `start` on."""
         if self.picker is not None:
-            self.picker.set_reader(reader, start // self.metainfo.piece_size)
+            self.picker.set_reader(reader, start // self.metainfo.piece_size, self.node.now())
 
     def remove_reader(self, reader: Hashable) -> None:
         """Somebody reads no more."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from shoal.config.units import split_address
+from shoal.config.units import join_address, split_address
 from shoal.swarm.config import PeerConfig
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.security import Refused, Security
@@ -100,7 +100,7 @@ class Doors:
             sock.close()
             return
         self._entering += 1
-        self._spawn(self._let_in(sock, f"{address[0]}:{address[1]}"))
+        self._spawn(self._let_in(sock, join_address(*address[:2])))
 
     async def _let_in(self, sock: socket.socket, address: str) -> None:
         try:
@@ -127,7 +127,7 @@ class Doors:
             return await self._security.dialed(sock, peer.host)
         except Refused as error:
             self._traffic.refused("tls")
-            log.warning("peer refused", peer=f"{peer.host}:{peer.port}", reason=str(error))
+            log.warning("peer refused", peer=peer.address, reason=str(error))
             raise
 
 

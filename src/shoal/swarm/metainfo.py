@@ -39,7 +39,11 @@ def piece_size_for(size: int) -> int:
 
 
 class Metainfo(msgspec.Struct, frozen=True):
-    """Digest and size of a blob, its piece size, and 32 bytes of BLAKE3 per piece, concatenated."""
+    """Digest and size of a blob, its piece size, and 32 bytes of BLAKE3 per piece, concatenated.
+
+    While an origin still fetches the blob, only the first pieces are known: the metainfo *grows*,
+    and its owner asks for more of it until it is `whole`.
+    """
 
     digest: str
     size: Annotated[int, msgspec.Meta(ge=0)]
@@ -50,6 +54,23 @@ class Metainfo(msgspec.Struct, frozen=True):
     def count(self) -> int:
         """The number of pieces; 0 for an empty blob."""
         return -(-self.size // self.piece_size)
+
+    @property
+    def known(self) -> int:
+        """The number of pieces, from the first on, whose digests are known."""
+        return len(self.pieces) // HASH_BYTES
+
+    @property
+    def whole(self) -> bool:
+        """Whether the digests of all pieces are known."""
+        return self.known == self.count
+
+    def grown_from(self, earlier: Metainfo) -> bool:
+        """Whether this is the same metainfo as an earlier one, or more of it."""
+        same = (self.digest, self.size, self.piece_size)
+        return same == (earlier.digest, earlier.size, earlier.piece_size) and (
+            self.pieces.startswith(earlier.pieces)
+        )
 
     def span(self, index: int) -> tuple[int, int]:
         """First byte of a piece, and the one after its last."""
@@ -62,7 +83,7 @@ class Metainfo(msgspec.Struct, frozen=True):
         return stop - start
 
     def piece_hash(self, index: int) -> bytes:
-        """The BLAKE3 digest that a piece must have."""
+        """The BLAKE3 digest that a piece must have; empty while it is not known."""
         return self.pieces[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 
     def matches(self, index: int, data: bytes | bytearray | memoryview) -> bool:
@@ -75,7 +96,7 @@ class Metainfo(msgspec.Struct, frozen=True):
 
     @classmethod
     def decode(cls, data: bytes | bytearray | memoryview) -> Metainfo:
-        """Parse and check; raises `InvalidMetainfo`."""
+        """Parse and check a whole metainfo; raises `InvalidMetainfo`."""
         if len(data) > MAX_METAINFO_BYTES:
             raise InvalidMetainfo(f"a metainfo has at most {MAX_METAINFO_BYTES} bytes")
         try:
@@ -85,15 +106,19 @@ class Metainfo(msgspec.Struct, frozen=True):
         metainfo.check()
         return metainfo
 
-    def check(self) -> None:
-        """Raise `InvalidMetainfo` unless the fields agree with each other."""
+    def check(self, *, growing: bool = False) -> None:
+        """Raise `InvalidMetainfo` unless the fields agree with each other.
+
+        `growing`: the digests of the last pieces may be missing.
+        """
         try:
             Digest.parse(self.digest)
         except InvalidDigest as error:
             raise InvalidMetainfo(str(error)) from error
         if self.piece_size & (self.piece_size - 1):
             raise InvalidMetainfo(f"piece size {self.piece_size} is not a power of two")
-        if len(self.pieces) != self.count * HASH_BYTES:
+        grows = growing and self.known < self.count and len(self.pieces) % HASH_BYTES == 0
+        if len(self.pieces) != self.count * HASH_BYTES and not grows:
             raise InvalidMetainfo(
                 f"{self.digest}: {self.count} pieces need {self.count * HASH_BYTES} bytes of "
                 f"hashes, got {len(self.pieces)}"
@@ -121,6 +146,11 @@ class PieceHasher:
                 self._digests += self._hasher.digest()
                 self._hasher = blake3()
                 self._room = self.piece_size
+
+    @property
+    def known(self) -> bytes:
+        """The digests of the pieces that are whole so far, in order. From any thread."""
+        return bytes(self._digests)
 
     def finish(self) -> bytes:
         """The digests of all pieces, the last and shorter one included."""

@@ -192,10 +192,16 @@ class SwarmNode:
             return blob
         seeding = None
         if self._seeding is not None:
-            rank, seeds = self._seeding.rank(pieces.digest)
-            credit = max(4, _CREDIT_BYTES // pieces.metainfo.piece_size)
+            metainfo = pieces.metainfo
+            # While a blob still comes from its backend, nobody else has it to share the work with.
+            rank, seeds = self._seeding.rank(pieces.digest) if metainfo.whole else (0, 1)
             seeding = Seeding(
-                pieces.metainfo.count, rank=rank, seeds=seeds, credit=credit, ahead=_AHEAD
+                metainfo.count,
+                rank=rank,
+                seeds=seeds,
+                credit=max(4, _CREDIT_BYTES // metainfo.piece_size),
+                ahead=_AHEAD,
+                known=metainfo.known,
             )
         blob = self.blobs[pieces.digest] = BlobSwarm(self, pieces, seeding)
         for link in self._wishes.pop(pieces.digest, ()):
@@ -294,7 +300,7 @@ class SwarmNode:
         except (OSError, TimeoutError) as error:
             if link is not None:
                 link.close("no handshake in time")
-            log.info("peer not reached", peer=f"{peer.host}:{peer.port}", error=repr(error))
+            log.info("peer not reached", peer=peer.address, error=repr(error))
         finally:
             self._dialing.discard(peer.id)
         for blob in tuple(self.blobs.values()):
@@ -355,7 +361,7 @@ class SwarmNode:
         known = self.links.get(peer.id)
         if known is not None and known.peer is not None and _place(known.peer) != _place(peer):
             self.traffic.refused("identity")
-            link.close(f"another peer at {known.peer.host}:{known.peer.port} has its id")
+            link.close(f"another peer at {known.peer.address} has its id")
             return
         crossed = known is not None and known.dialed != link.dialed
         if crossed and link.dialed != (self.peer.id < peer.id):
@@ -385,7 +391,7 @@ class SwarmNode:
             self.traffic.breaches.inc()
         if link.peer is not None and self.links.get(link.peer.id) is link:
             del self.links[link.peer.id]
-            log.info("peer gone", peer=f"{link.peer.host}:{link.peer.port}", reason=reason)
+            log.info("peer gone", peer=link.peer.address, reason=reason)
             for blob in self.blobs.values():
                 # The tracker hands it out again if it is still there; meanwhile others may do.
                 if blob.candidates.pop(link.peer.id, None) is not None:

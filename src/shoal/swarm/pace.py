@@ -20,6 +20,10 @@ _MIN_TIMEOUT = 1.0
 AHEAD = 24
 """Pieces that a host asks for in advance over all peers that are not seeds."""
 
+KEPT = 8
+"""Of these, the part that is kept for pieces in a reader's window: the downlink is busy without
+them, and the rest of the blob must not fill the queues that a reader's next pieces go through."""
+
 
 class Pace:
     """The pipeline of one peer: grows while pieces come quickly, shrinks when they queue up."""
@@ -81,10 +85,14 @@ class Pace:
         return self.in_flight > 0 and now - self._last_bytes > self.patience()
 
     def patience(self) -> float:
-        """Seconds of silence to bear: a few times what a piece takes, within 1 s and the limit."""
+        """Seconds of silence to bear: a few times what a piece takes, within 1 s and the limit.
+
+        Where pieces take half of the limit anyhow (large ones on a slow link), it is twice that.
+        """
         if not self._typical:
             return self._timeout
-        return min(self._timeout, max(_MIN_TIMEOUT, 4 * self._typical))
+        most = max(self._timeout, 2 * self._typical)
+        return min(most, max(_MIN_TIMEOUT, 4 * self._typical))
 
     def punish(self, now: float) -> int:
         """Ask nothing of it for a while, longer each time; returns how often it stalled."""
@@ -95,7 +103,7 @@ class Pace:
 
 
 class Intake:
-    """What a host asks for in advance of all its peers together, seeds aside.
+    """How many pieces a host asks for in advance of all its peers together, seeds aside.
 
     Enough that its downlink never waits, and no more: what is asked for stands in a peer's queue,
     and neither a reader's next piece nor a piece that just turned rare can overtake it there. The
@@ -110,6 +118,10 @@ class Intake:
     def room(self) -> bool:
         """Whether another piece may be asked for."""
         return self._due < self._ahead
+
+    def spare(self) -> bool:
+        """Whether a piece may be asked for that is in no reader's window."""
+        return self._due < self._ahead - KEPT
 
     def asked(self) -> None:
         """A piece was asked for."""

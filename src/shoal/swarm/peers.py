@@ -8,6 +8,8 @@ from typing import Annotated
 
 import msgspec
 
+from shoal.config.units import join_address
+
 PEER_ID_BYTES = 16
 
 
@@ -19,6 +21,11 @@ class PeerInfo(msgspec.Struct, frozen=True):
     port: Annotated[int, msgspec.Meta(ge=1, le=65535)]
     zone: Annotated[str, msgspec.Meta(max_length=255)] = ""
     origin: bool = False
+
+    @property
+    def address(self) -> str:
+        """``host:port``, an IPv6 host in brackets."""
+        return join_address(self.host, self.port)
 
 
 def new_peer_id() -> str:

@@ -2,31 +2,36 @@
 """Which piece of a blob to ask which peer for. Pure: the clock is a parameter.
 
 The few pieces that a reader waits for next are asked for in order, of whoever has them; then come
-those of a window behind its position, so that bytes can be passed on while the rest arrives, and
-then the others. In the window as outside it the rarest comes first, so that the swarm keeps what it
-needs to go on without its seeds (Legout et al., "Rarest First and Choke Algorithms Are Enough");
-were it the lowest, all peers of a host with new pieces would ask it for the same one. Pieces that
-are late are asked for a second time elsewhere.
+those of a window behind its position (`window`), so that bytes can be passed on while the rest
+arrives, and then the others. In the window as outside it the rarest comes first, so that the swarm
+keeps what it needs to go on without its seeds (Legout et al., "Rarest First and Choke Algorithms
+Are Enough"); were it the lowest, all peers of a host with new pieces would ask it for the same one.
+Pieces that are late are asked for a second time elsewhere.
 """
 
 from __future__ import annotations
 
 import random
-from array import array
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from shoal.swarm import bits as bitset
+from shoal.swarm.window import BOUNDS, Window
 
 PATIENCE = 0.25
 """Seconds after which a piece is late at the earliest."""
 
 MAX_PATIENCE = 2.0
+"""The same at the latest, unless pieces take half as long anyhow: large ones on a slow link."""
+
 MAX_COPIES = 2
 """Peers that one piece is asked from at the same time."""
 
 _URGENT = 0b1111
 """What a reader waits for: its next pieces, asked for in order of whoever has them first."""
+
+_time = itemgetter(0)
 
 
 @dataclass(slots=True)
@@ -43,14 +48,32 @@ class _Peer:
 @dataclass(slots=True)
 class _Reader:
     position: int
+    window: Window
     blocked_on: int = -1
+    """The first piece that it misses."""
     since: float = 0.0
+    as_of: int = -1
+    """What was missing when `near` was worked out; no set is negative."""
+    near: int = 0
+    """The pieces of its window."""
 
 
 class Picker:
     """The state of one download: missing pieces, who has which, and what was asked of whom."""
 
-    def __init__(self, count: int, have: int, *, rng: random.Random, window: int = 32) -> None:
+    def __init__(
+        self,
+        count: int,
+        have: int,
+        *,
+        rng: random.Random,
+        known: int | None = None,
+        window: tuple[int, int] = BOUNDS,
+    ) -> None:
+        """`known`: pieces, from the first on, that can be checked when they come; others wait.
+
+        `window`: pieces ahead of each reader, at least and at most.
+        """
         self.count = count
         self.missing = bitset.full(count) & ~have
         self._window = window
@@ -58,10 +81,9 @@ class Picker:
         self._peers: dict[str, _Peer] = {}
         self._readers: dict[Hashable, _Reader] = {}
         self._asked: dict[int, dict[str, float]] = {}
-        self._asked_bits = 0
-        # How many peers show each missing piece, and for each number the missing pieces with it.
-        self._holders = array("H", bytes(2 * count))
-        self._levels = [bitset.full(count)]
+        self._known = count if known is None else known
+        self._free = self.missing & bitset.full(self._known)
+        """Missing, asked of nobody, and such that it can be checked."""
         self._share = 0
         self._latency = 0.0
         self._progress: float | None = None
@@ -83,10 +105,6 @@ class Picker:
         known.seed = seed
         known.outside = outside and not seed
         known.refused = 0
-        for index in bitset.indices(known.bits & ~have & self.missing):
-            self._count_holder(index, -1)
-        for index in bitset.indices(have & ~known.bits & self.missing):
-            self._count_holder(index, +1)
         known.bits = have
 
     def remove_peer(self, peer: str) -> None:
@@ -94,8 +112,6 @@ class Picker:
         known = self._peers.pop(peer, None)
         if known is None:
             return
-        for index in bitset.indices(known.bits & self.missing):
-            self._count_holder(index, -1)
         for index in known.asked:
             self._forget(peer, index)
 
@@ -103,37 +119,32 @@ class Picker:
         """Whether a peer takes part."""
         return peer in self._peers
 
-    def peer_has(self, peer: str, index: int) -> None:
-        """A peer shows one more piece."""
+    def peer_has(self, peer: str, index: int) -> bool:
+        """A peer shows one more piece; whether it may be asked for it, as nobody else was."""
         known = self._peers[peer]
         bit = 1 << index
         if known.refused:
             known.refused &= ~bit
-        if not known.bits & bit:
-            known.bits |= bit
-            if self.missing & bit:
-                self._count_holder(index, +1)
+        known.bits |= bit
+        return bool(self._free & bit)
 
-    def _count_holder(self, index: int, change: int) -> None:
-        level = self._holders[index]
-        self._holders[index] = level + change
-        bit = 1 << index
-        self._levels[level] ^= bit
-        level += change
-        if level == len(self._levels):
-            self._levels.append(bit)
-        else:
-            self._levels[level] |= bit
+    def learn(self, known: int) -> None:
+        """More pieces can be checked."""
+        self._free |= self.missing & bitset.full(known) & ~bitset.full(self._known)
+        self._known = known
 
     # -- who reads where
 
-    def set_reader(self, reader: Hashable, position: int) -> None:
+    def set_reader(self, reader: Hashable, position: int, now: float) -> None:
         """A reader needs the piece at `position` next, and then those behind it."""
         known = self._readers.get(reader)
         if known is None:
-            self._readers[reader] = _Reader(position)
-        else:
-            known.position = position
+            self._readers[reader] = _Reader(position, Window(now, self._window))
+            return
+        if position >= known.position:
+            known.window.taken(position - known.position, now, self._latency)
+        known.position = position
+        known.as_of = -1
 
     def remove_reader(self, reader: Hashable) -> None:
         """Nobody waits there any more."""
@@ -146,13 +157,40 @@ class Picker:
 
     # -- what to ask for
 
-    def pick(self, peer: str, now: float) -> int | None:
-        """The piece to ask this peer for next, noted as asked; None when there is none."""
+    def promising(self, now: float, *, beyond: bool = True) -> list[str]:
+        """The peers that `pick` may find something for; it finds nothing for the others."""
+        narrow = self._readers and not beyond
+        wanted = self._free & self._windows(now) if narrow else self._free
+        patience = self.patience()
+        for index, asked in self._asked.items():
+            if now - next(iter(asked.values())) <= patience:
+                break
+            if len(asked) < MAX_COPIES:
+                wanted |= 1 << index
+        share = (wanted | self._free) & self._share
+        return [
+            peer
+            for peer, known in self._peers.items()
+            if known.bits & (share if known.outside else wanted) or known.seed
+        ]
+
+    def pick(self, peer: str, now: float, *, beyond: bool = True) -> int | None:
+        """The piece to ask this peer for next, noted as asked; None when there is none.
+
+        `beyond`: also pieces that are in no reader's window; without a reader, all may be.
+        """
         known = self._peers[peer]
-        index = self._choose(known, now)
+        candidates = known.bits & self._free
+        if known.outside:
+            candidates &= self._share
+        index = None
+        if candidates:
+            # A relay's share waits for nothing: its whole zone does for it.
+            wide = beyond or known.seed or known.outside
+            index = self._choose(known, candidates, now, beyond=wide)
         if index is None:
             index = self._choose_late(peer, known, now)
-        if index is None and known.seed:
+        if index is None and not candidates and known.seed:
             index = self._choose_unshown(known, now)
         if index is not None:
             self._ask(peer, known, index, now)
@@ -161,7 +199,7 @@ class Picker:
     def _ask(self, peer: str, known: _Peer, index: int, now: float) -> None:
         known.asked.add(index)
         self._asked.setdefault(index, {})[peer] = now
-        self._asked_bits |= 1 << index
+        self._free &= ~(1 << index)
 
     def pick_for_reader(
         self, now: float, ease: Callable[[str], float | None]
@@ -171,51 +209,90 @@ class Picker:
         `ease` says of a peer how long it would take; None when it must not be asked now.
         """
         for reader in self._readers.values():
-            wanted = self._window_of(reader, now) & self.missing & ~self._asked_bits
-            wanted &= ~self._levels[0] & (_URGENT << reader.blocked_on)
-            while wanted:
+            wanted = self._window_of(reader, now) & self._free & (_URGENT << reader.blocked_on)
+            if not wanted:
+                continue
+            offers: dict[str, int] = {}
+            for peer, known in self._peers.items():
+                offered = known.bits & wanted
+                if known.outside:
+                    offered &= self._share
+                if offered:
+                    offers[peer] = offered
+            takes = {peer: ease(peer) for peer in offers}
+            quick = [(time, peer) for peer, time in takes.items() if time is not None]
+            while wanted and quick:
                 bit = wanted & -wanted
                 wanted ^= bit
-                best, least = None, float("inf")
-                for peer, known in self._peers.items():
-                    if known.bits & bit and (not known.outside or self._share & bit):
-                        takes = ease(peer)
-                        if takes is not None and takes < least:
-                            best, least = peer, takes
-                if best is not None:
+                able = [it for it in quick if offers[it[1]] & bit]
+                if able:
+                    best = min(able, key=_time)[1]
                     index = bit.bit_length() - 1
                     self._ask(best, self._peers[best], index, now)
                     return best, index
         return None
 
-    def _choose(self, known: _Peer, now: float) -> int | None:
-        candidates = known.bits & self.missing & ~self._asked_bits
-        if known.outside:
-            candidates &= self._share
-        if not candidates:
-            return None
+    def _choose(self, known: _Peer, candidates: int, now: float, *, beyond: bool) -> int | None:
         for reader in self._readers.values():
             window = candidates & self._window_of(reader, now)
             if window:
                 candidates = window
                 break
+        else:
+            if self._readers and not beyond:
+                return None
         if known.seed:
             # What it shows is nowhere else yet: it all is equally rare, and was shown in order.
             return bitset.lowest(candidates)
-        for level in self._levels:
-            rarest = candidates & level
-            if rarest:
-                return bitset.any_of(rarest, self._rng)
-        return None
+        return bitset.any_of(self._rarest(candidates), self._rng)
+
+    def _rarest(self, candidates: int) -> int:
+        """Those of the pieces that the fewest peers show.
+
+        The peers are counted for all pieces at once: the n-th of the planes holds bit n of each
+        piece's number.
+        """
+        if not candidates & (candidates - 1):
+            return candidates
+        planes: list[int] = []
+        for known in self._peers.values():
+            carry = known.bits & candidates
+            if carry == candidates:
+                continue  # It makes no difference between them.
+            for place, plane in enumerate(planes):
+                if not carry:
+                    break
+                planes[place] = plane ^ carry
+                carry &= plane
+            if carry:
+                planes.append(carry)
+        for plane in reversed(planes):
+            candidates = candidates & ~plane or candidates
+        return candidates
+
+    def is_near(self, index: int, now: float) -> bool:
+        """Whether a reader has the piece in its window."""
+        return bool(self._windows(now) >> index & 1)
+
+    def _windows(self, now: float) -> int:
+        near = 0
+        for reader in self._readers.values():
+            near |= self._window_of(reader, now)
+        return near
 
     def _window_of(self, reader: _Reader, now: float) -> int:
+        if reader.as_of == self.missing:
+            return reader.near
+        reader.as_of = self.missing
         ahead = self.missing >> reader.position
         if not ahead:
+            reader.near = 0
             return 0
         first = reader.position + bitset.lowest(ahead)
         if first != reader.blocked_on:
             reader.blocked_on, reader.since = first, now
-        return bitset.full(self._window) << first
+        reader.near = bitset.full(reader.window.size) << first
+        return reader.near
 
     def _choose_late(self, peer: str, known: _Peer, now: float) -> int | None:
         patience = self.patience()
@@ -223,7 +300,9 @@ class Picker:
         # They stand in the order in which they were first asked for: the first one is the latest.
         for index, asked in self._asked.items():
             age = now - next(iter(asked.values()))
-            if age <= patience or len(asked) >= MAX_COPIES or peer in asked:
+            if age <= patience:
+                break
+            if len(asked) >= MAX_COPIES or peer in asked:
                 continue
             if known.bits >> index & 1:
                 bearable = patience
@@ -238,7 +317,7 @@ class Picker:
     def _choose_unshown(self, known: _Peer, now: float) -> int | None:
         """What a seed has and does not show is expected from others; ask for it when it is late."""
         patience = self.patience()
-        free = self.missing & ~self._asked_bits & ~known.refused
+        free = self._free & ~known.refused
         if not free or known.asked:
             return None
         if self._progress is None:
@@ -257,7 +336,8 @@ class Picker:
 
     def patience(self) -> float:
         """Seconds after which a piece is late: a few times what pieces took so far."""
-        return min(MAX_PATIENCE, max(PATIENCE, 4 * self._latency))
+        most = max(MAX_PATIENCE, 2 * self._latency)
+        return min(most, max(PATIENCE, 4 * self._latency))
 
     # -- what became of it
 
@@ -285,7 +365,7 @@ class Picker:
     def verified(self, index: int) -> list[str]:
         """A piece is checked and written; returns the other peers that it is still due from."""
         self.missing &= ~(1 << index)
-        self._asked_bits &= ~(1 << index)
+        self._free &= self.missing
         others = [peer for peer in self._asked.pop(index, {}) if self.is_asked(peer, index)]
         for peer in others:
             self._peers[peer].asked.discard(index)
@@ -305,16 +385,15 @@ class Picker:
         if known is None:
             return
         known.refused |= 1 << index
-        if known.bits >> index & 1:
-            known.bits &= ~(1 << index)
-            if self.missing >> index & 1:
-                self._count_holder(index, -1)
+        known.bits &= ~(1 << index)
 
     def _forget(self, peer: str, index: int) -> None:
         asked = self._asked.get(index)
-        if asked is None:
+        if asked is None or asked.pop(peer, None) is None:
             return
-        asked.pop(peer, None)
-        if not asked:
-            del self._asked[index]
-            self._asked_bits &= ~(1 << index)
+        # Whoever else it was asked of was asked later: it goes behind those of that time.
+        del self._asked[index]
+        if asked:
+            self._asked[index] = asked
+        else:
+            self._free |= self.missing & (1 << index)

@@ -63,6 +63,11 @@ class SharedFile:
             os.close(self.fd)
             self.fd = -1
 
+    @property
+    def shared(self) -> bool:
+        """Whether somebody reads it, sends it or works on it, beside the one who opened it."""
+        return self._users > 1
+
     def run(self, executor: Executor, work: Callable[[], T]) -> asyncio.Future[T]:
         """Work on the file in a thread; it stays open until that has ended, cancelled or not."""
         loop = asyncio.get_running_loop()
@@ -124,6 +129,24 @@ class PieceFile:
         self.verified = 0
         return True
 
+    def learn(self, metainfo: Metainfo) -> int:
+        """More of a growing metainfo is known: returns the pieces that can be checked now.
+
+        Raises ValueError when it is another one.
+        """
+        if not metainfo.grown_from(self.metainfo):
+            raise ValueError(f"{metainfo.digest}: not the metainfo that it was before")
+        fresh = bitset.full(metainfo.known) & ~bitset.full(self.metainfo.known)
+        self.metainfo = metainfo
+        return fresh
+
+    def arrived(self, metainfo: Metainfo) -> None:
+        """The file is written elsewhere in this process, and has all pieces known by now."""
+        self._stamp = None
+        before, self.metainfo = self.metainfo.known, metainfo
+        for index in range(before, metainfo.known):
+            self._mark(index)
+
     def settled(self) -> None:
         """This process has written its last byte to the file."""
         self._stamp = self.file.stamp()
@@ -154,7 +177,7 @@ class PieceFile:
         """Whether the piece is here and right; checks it once if it is present and not verified."""
         if self.verified >> index & 1:
             return True
-        if not self.present >> index & 1:
+        if not self.present >> index & 1 or index >= self.metainfo.known:
             return False
         check = self._start_check(index)
         right = await asyncio.shield(check)
@@ -233,7 +256,8 @@ class PieceFile:
             index = start // size
             last = (stop - 1) // size
             for ahead in range(index + 1, min(index + 1 + _AHEAD, last + 1)):
-                if self.present >> ahead & 1 and not self.verified >> ahead & 1:
+                known = ahead < self.metainfo.known
+                if known and self.present >> ahead & 1 and not self.verified >> ahead & 1:
                     self._start_check(ahead)
             if not await self.ensure(index):
                 await self.wait(index)

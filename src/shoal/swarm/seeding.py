@@ -37,18 +37,21 @@ class Seeding:
         seeds: int = 1,
         credit: int = 8,
         ahead: int | None = None,
+        known: int | None = None,
     ) -> None:
-        """`credit`: pieces shown to a leecher that it does not have yet, at most.
+        """`known`: pieces, from the first on, that are here by now; None: all of them.
+
+        `credit`: pieces shown to a leecher that it does not have yet, at most.
 
         `ahead`: the same over all leechers, though each is shown one. A leecher begins with one and
         is shown one more for each that came, up to its part of `ahead`: so the first pieces go to
         different hosts, leave in order, and none waits behind many others.
         """
-        self._count = count
         self._credit = credit
         self._ahead = ahead
         self._own = sum(1 << i for i in range(rank, count, seeds)) if seeds > 1 else -1
-        self._unspread = bitset.full(count)
+        self._known = bitset.full(count if known is None else known)
+        self._unspread = self._known
         self._leechers: dict[str, _Leecher] = {}
 
     def join(self, peer: str, have: int) -> int:
@@ -65,7 +68,17 @@ class Seeding:
         spread = 0
         for leecher in self._leechers.values():
             spread |= leecher.have | leecher.shown
-        self._unspread = bitset.full(self._count) & ~spread
+        self._unspread = self._known & ~spread
+
+    def learn(self, known: int) -> dict[str, int]:
+        """More pieces are here; returns those to show to each leecher."""
+        fresh = bitset.full(known) & ~self._known
+        self._known |= fresh
+        self._unspread |= fresh
+        for leecher in self._leechers.values():
+            self._unspread &= ~leecher.have
+        shown = {peer: self._show(peer) for peer in tuple(self._leechers)}
+        return {peer: pieces for peer, pieces in shown.items() if pieces}
 
     def has(self, peer: str, index: int) -> int:
         """A leecher has got a piece, from wherever; returns further pieces to show it."""
@@ -119,7 +132,7 @@ class Seeding:
             leecher.grant -= taken_over >= _TAKE_OVER
             return 1 << (open_to.bit_length() - 1)
         if leecher.grant and not open_to:
-            rest = bitset.full(self._count) & ~leecher.have & ~leecher.shown
+            rest = self._known & ~leecher.have & ~leecher.shown
             leecher.grant -= 1
             return rest & -rest
         return 0

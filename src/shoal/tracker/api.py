@@ -6,6 +6,7 @@ from __future__ import annotations
 import msgspec
 from aiohttp import web
 
+from shoal.model.errors import BadRequest
 from shoal.tracker.messages import AnnounceRequest, JoinRequest, LeaveRequest, MetainfoAnswer
 from shoal.tracker.service import Tracker
 from shoal.web.requests import deadline_of, read_json
@@ -43,6 +44,7 @@ class Api:
             wanted.peer,
             complete=wanted.complete,
             starved=wanted.starved,
+            namespace=wanted.namespace,
             deadline=deadline_of(request),
         )
         return _json(answer)
@@ -63,9 +65,15 @@ class Api:
         return _json(self._tracker.instance())
 
     async def metainfo(self, request: web.Request) -> web.Response:
-        """``GET /blobs/{digest}/metainfo``: without joining."""
+        """``GET /blobs/{digest}/metainfo?namespace=&known=``: without joining."""
+        known = request.query.get("known", "0")
+        if not known.isascii() or not known.isdigit() or len(known) > 7:
+            raise BadRequest(f"known must be a number of pieces, got {known[:40]!r}")
         encoded = await self._tracker.metainfo(
-            request.match_info["digest"], deadline=deadline_of(request)
+            request.match_info["digest"],
+            deadline=deadline_of(request),
+            namespace=request.query.get("namespace", "")[:255],
+            known=int(known),
         )
         return _json(MetainfoAnswer(msgspec.Raw(encoded)))
 

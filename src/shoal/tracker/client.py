@@ -7,11 +7,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
+from urllib.parse import urlencode
 
 import msgspec
 
 from shoal.model.digest import Digest
-from shoal.model.errors import BlobUnknown
+from shoal.model.errors import BlobUnknown, StillFetching
 from shoal.ring.config import HostsConfig
 from shoal.ring.health import Health
 from shoal.ring.rendezvous import owners
@@ -31,6 +32,7 @@ from shoal.tracker.messages import (
 from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Unreachable
+from shoal.web.hosts import HostList
 from shoal.web.probe import silent
 
 ASK_TIMEOUT = 10.0
@@ -59,10 +61,22 @@ class TrackerClient:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._http = http
-        self._hosts = list(config.hosts)
+        self.listed = HostList(config, "tracker")
         self._clock = clock
         self._health = Health()
-        self._instances: dict[str, str] = {}
+        self._instances: dict[str, str] | None = None
+
+    async def start(self) -> None:
+        """Look up and follow the list of trackers; a written list needs no start."""
+        await self.listed.start()
+
+    async def close(self) -> None:
+        """Follow the list no longer."""
+        await self.listed.close()
+
+    @property
+    def _hosts(self) -> tuple[str, ...]:
+        return self.listed.hosts
 
     async def join(
         self,
@@ -83,9 +97,16 @@ class TrackerClient:
         _check(joined.metainfo, digest, answer)
         return joined
 
-    async def metainfo(self, digest: Digest, *, deadline: Deadline) -> Metainfo:
-        """The metainfo without joining; raises `BlobUnknown`."""
-        answer = await self._ask(digest, "GET", f"/blobs/{digest}/metainfo", None, deadline)
+    async def metainfo(
+        self, digest: Digest, *, deadline: Deadline, namespace: str = "", known: int = 0
+    ) -> Metainfo:
+        """The metainfo without joining; raises `BlobUnknown`.
+
+        Of one that grows as it is while more than `known` pieces are, else held for some seconds.
+        """
+        query = urlencode({"namespace": namespace, "known": known})
+        path = f"/blobs/{digest}/metainfo?{query}"
+        answer = await self._ask(digest, "GET", path, None, deadline)
         metainfo = answer.decode(MetainfoRead).metainfo
         _check(metainfo, digest, answer)
         return metainfo
@@ -127,14 +148,15 @@ class TrackerClient:
         )
 
     async def changed(self) -> bool:
-        """Whether a tracker died, came back or started anew since this was last asked.
+        """Whether a tracker came, died, came back or started anew since this was last asked.
 
         Then it has to be announced again what is here: a tracker that started anew knows nobody,
         and one that died has left its blobs to others. Costs one small request to each tracker.
         """
-        now = await asyncio.gather(*(self._instance(host) for host in self._hosts))
-        before, self._instances = self._instances, dict(zip(self._hosts, now, strict=True))
-        return any(self._instances[host] != instance for host, instance in before.items())
+        hosts = self._hosts
+        now = await asyncio.gather(*(self._instance(host) for host in hosts))
+        before, self._instances = self._instances, dict(zip(hosts, now, strict=True))
+        return before is not None and before != self._instances
 
     async def _instance(self, host: str) -> str:
         """Which process answers at a tracker's address; nothing when none does."""
@@ -147,6 +169,8 @@ class TrackerClient:
 
     async def readiness(self) -> list[str]:
         """Nothing if a tracker is alive; else each of them and why it is not."""
+        if missing := self.listed.missing():
+            return missing
         hosts = await silent(
             self._http, self._hosts, "/health", enough=1, timeout=READINESS_TIMEOUT
         )
@@ -164,7 +188,7 @@ class TrackerClient:
         deadline: Deadline,
     ) -> Answer:
         hosts = self._ordered(digest)
-        last: CallFailed = Unreachable(method, path, "no tracker is configured")
+        last: CallFailed = Unreachable(method, path, self.listed.why_empty())
         for position, host in enumerate(hosts):
             share = deadline.at_most(deadline.remaining() / (len(hosts) - position))
             share = share.at_most(ASK_TIMEOUT)
@@ -172,9 +196,13 @@ class TrackerClient:
                 return await self._call(host, method, path, request, share)
             except NotFound as error:
                 if error.code == BlobUnknown.code:
-                    raise BlobUnknown(f"no origin has {digest} (asked by {host})") from error
+                    raise BlobUnknown(
+                        f"no origin has {digest} (asked by {host})", detail={"digest": str(digest)}
+                    ) from error
                 last = error
             except (Unreachable, Overloaded) as error:
+                if error.code == StillFetching.code:
+                    raise  # the other trackers would wait for the same origins
                 last = error
         raise last
 
@@ -185,19 +213,22 @@ class TrackerClient:
         deadline: Deadline,
     ) -> list[Answer]:
         """Give each item to the tracker of its digest, or when that one fails, to the next."""
-        hosts = {digest: self._ordered(digest) for digest in items}
+        orders = {digest: self._ordered(digest) for digest in items}
         waiting = list(items)
         answers: list[Answer | BaseException] = []
-        for attempt in range(len(self._hosts)):
+        attempts = max(map(len, orders.values()), default=0)
+        if items and not attempts:
+            raise Unreachable("POST", "trackers", self.listed.why_empty())
+        for attempt in range(attempts):
             batches: dict[str, list[Digest]] = {}
             for digest in waiting:
-                batches.setdefault(hosts[digest][attempt], []).append(digest)
+                batches.setdefault(orders[digest][attempt], []).append(digest)
             parts = [
                 (host, batch[start : start + MAX_ANNOUNCED])
                 for host, batch in batches.items()
                 for start in range(0, len(batch), MAX_ANNOUNCED)
             ]
-            share = deadline.at_most(deadline.remaining() / (len(self._hosts) - attempt))
+            share = deadline.at_most(deadline.remaining() / (attempts - attempt))
             told = await asyncio.gather(
                 *(
                     self._call(host, "POST", *request([items[digest] for digest in part]), share)
@@ -251,7 +282,7 @@ def _raise_unless_some(told: Sequence[Answer | BaseException]) -> list[Answer]:
 
 def _check(metainfo: Metainfo, digest: Digest, answer: Answer) -> None:
     try:
-        metainfo.check()
+        metainfo.check(growing=True)
     except InvalidMetainfo as error:
         raise Unreachable(answer.method, answer.url, str(error), status=200) from error
     if metainfo.digest != str(digest):

@@ -20,11 +20,18 @@ from itertools import chain
 
 from shoal.swarm.peers import PeerInfo
 
-RELAYS = 8
-"""Hosts of a zone that bring pieces in. Each has its share, and some of them may be slow."""
+RELAYS = 16
+"""Hosts of a zone that bring pieces in. Each has its share; each sends to a whole zone's hosts what
+nobody else there has, and so a few are not enough."""
 
 _OUTSIDE = 2
 """Relays of each other zone that a relay is told of."""
+
+_FAR_ORIGINS = 2
+"""Origins of other zones that a relay is told of."""
+
+_FELLOWS = 2
+"""Relays of its own zone that a relay is told of; more would take the places of those outside."""
 
 
 def choose(
@@ -195,7 +202,8 @@ class Roster:
         outside: list[PeerInfo] = []
         if place is not None:
             fellows = [relay for relay in zone.relays if relay is not None and relay.id != me.id]
-            outside = fellows + far[:2] + _relays(others, rng)
+            outside = far[:_FAR_ORIGINS] + _relays(others, rng)
+            outside += rng.sample(fellows, min(_FELLOWS, len(fellows)))
         if starved:
             outside += far + [peer for it in others for peer in it.seeds.draw(1, rng)]
         inside = choose(me.id, origins=near, seeds=seeds, leechers=leechers, limit=limit)

@@ -34,13 +34,14 @@ def main(loaded: Loaded[TrackerConfig]) -> None:
 async def _serve(config: TrackerConfig, stop: Stop) -> None:
     http = HttpClient(user_agent="shoal-tracker")
     ring = config.origins
-    watch = OriginWatch(http, ring.hosts)
+    origins = OriginCluster(http, ring)
+    watch = OriginWatch(http, origins.listed)
     metainfos = Metainfos(
-        OriginCluster(http, ring),
+        origins,
         max_bytes=config.metainfo_cache,
         timeout=config.metainfo_timeout,
         refresh=config.origin_refresh,
-        owners=min(ring.replicas, len(ring.hosts)),
+        owners=min(ring.replicas, len(ring.hosts) or ring.replicas),
     )
     swarms = Swarms(peer_ttl=config.peer_ttl, handout=config.handout)
     store = _store(config, swarms)
@@ -50,6 +51,7 @@ async def _serve(config: TrackerConfig, stop: Stop) -> None:
         "tracker", readiness=tracker.readiness, request_timeout=config.request_timeout
     )
     Api(tracker).add_routes(app)
+    await origins.start()
     await asyncio.gather(watch.start(), store.start())
     try:
         await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
@@ -57,6 +59,7 @@ async def _serve(config: TrackerConfig, stop: Stop) -> None:
         await watch.stop()
         await metainfos.close()
         await store.stop()
+        await origins.close()
         await http.close()
 
 

@@ -16,6 +16,7 @@ from shoal.swarm.peers import PeerInfo
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed
+from shoal.web.hosts import HostList
 
 INTERVAL = 3.0
 """Seconds between two questions to one origin."""
@@ -31,38 +32,51 @@ log = structlog.get_logger()
 class OriginWatch:
     """Asks each origin at intervals which peer it is."""
 
-    def __init__(self, http: HttpClient, hosts: Sequence[str]) -> None:
+    def __init__(self, http: HttpClient, listed: HostList) -> None:
         self._http = http
-        self._hosts = list(hosts)
+        self._listed = listed
         self._peers: dict[str, PeerInfo] = {}
         self._by_address: dict[tuple[str, int], PeerInfo] = {}
         self._silent: dict[str, str] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Ask each origin once, then go on in the background."""
         await self.ask()
-        self._tasks = [
-            asyncio.create_task(self._watch(host), name=f"watch {host}") for host in self._hosts
-        ]
+        self._moved((), self._listed.hosts)
+        self._listed.watch(self._moved)
 
     async def stop(self) -> None:
         """End the questions."""
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _moved(self, before: Sequence[str], now: Sequence[str]) -> None:
+        """Ask the origins that joined, too, and those that left no longer."""
+        for host in set(before) - set(now):
+            self._tasks.pop(host).cancel()
+            self._silent.pop(host, None)
+            peer = self._peers.pop(host, None)
+            if peer is not None:
+                self._by_address.pop((peer.host, peer.port), None)
+        for host in sorted(set(now) - set(before)):
+            self._tasks[host] = asyncio.create_task(self._watch(host), name=f"watch {host}")
 
     async def ask(self) -> None:
         """Ask each origin now."""
-        await asyncio.gather(*(self._ask(host) for host in self._hosts))
+        await asyncio.gather(*(self._ask(host) for host in self._listed.hosts))
 
     def silent(self) -> dict[str, str]:
         """The origins that did not answer the last time, and why."""
+        if not self._listed.hosts:
+            return {self._listed.source: self._listed.why_empty()}
         return dict(self._silent)
 
     def reachable(self) -> bool:
         """Whether an origin answered the last time."""
-        return len(self._silent) < len(self._hosts)
+        return len(self._silent) < len(self._listed.hosts)
 
     def alive(self, origins: Iterable[PeerInfo]) -> list[PeerInfo]:
         """The origins as they are now, without those that are down; all of them when all are.
@@ -75,7 +89,9 @@ class OriginWatch:
 
     async def _watch(self, host: str) -> None:
         while True:
-            await asyncio.sleep(RETRY_INTERVAL if host in self._silent else INTERVAL)
+            # One that was never asked has joined just now.
+            if host in self._peers or host in self._silent:
+                await asyncio.sleep(RETRY_INTERVAL if host in self._silent else INTERVAL)
             await self._ask(host)
 
     async def _ask(self, host: str) -> None:
@@ -84,9 +100,11 @@ class OriginWatch:
             answer = await self._http.call("GET", url, deadline=Deadline.after(TIMEOUT))
             peer = answer.decode(PeerInfo)
         except CallFailed as error:
-            self._failed(host, error.detail)
+            if host in self._listed.hosts:
+                self._failed(host, error.detail)
         else:
-            self._answered(host, peer)
+            if host in self._listed.hosts:
+                self._answered(host, peer)
 
     def _failed(self, host: str, why: str) -> None:
         if host not in self._silent:

@@ -50,17 +50,21 @@ class Tracker:
         *,
         complete: bool,
         starved: bool = False,
+        namespace: str = "",
         deadline: Deadline,
     ) -> JoinAnswer:
         """Metainfo and peers in one answer; from now on the peer is handed out to others.
 
-        Raises `DigestInvalid`, `BadRequest` (an address that nobody could dial), `BlobUnknown` (all
-        origins were asked), `Unavailable` (they could not be asked).
+        `namespace` is the repository whose backend is asked for what no origin has. Raises
+        `DigestInvalid`, `BadRequest` (an address that nobody could dial), `BlobUnknown` (all were
+        asked), `StillFetching`, `Unavailable` (they could not be asked).
         """
         digest = _digest(digest_text)
         _check(peer)
         elsewhere = await self._store.has_others(digest_text, peer.id)
-        entry = await self._metainfos.get(digest, deadline=deadline, elsewhere=elsewhere)
+        entry = await self._metainfos.get(
+            digest, deadline=deadline, namespace=namespace, elsewhere=elsewhere
+        )
         origins = self._origins.alive(entry.origins)
         [told] = await self._store.announce(
             peer, [Presence(digest_text, complete, starved, origins)]
@@ -103,11 +107,18 @@ class Tracker:
         """Which process this is."""
         return self._instance
 
-    async def metainfo(self, digest_text: str, *, deadline: Deadline) -> bytes:
-        """The encoded metainfo; raises as `join`."""
+    async def metainfo(
+        self, digest_text: str, *, deadline: Deadline, namespace: str = "", known: int = 0
+    ) -> bytes:
+        """The encoded metainfo; raises as `join`.
+
+        Of a blob that an origin still fetches when more than `known` pieces are, or after a while.
+        """
         digest = _digest(digest_text)
         elsewhere = await self._store.has_others(digest_text, "")
-        entry = await self._metainfos.get(digest, deadline=deadline, elsewhere=elsewhere)
+        entry = await self._metainfos.more(
+            digest, known=known, deadline=deadline, namespace=namespace, elsewhere=elsewhere
+        )
         return entry.encoded
 
     async def peers(self, digest_text: str) -> PeersAnswer:

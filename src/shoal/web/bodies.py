@@ -96,6 +96,19 @@ class FileBlob:
         await in_thread(os.close, self._file)
 
 
+class MemoryBlob:
+    """A blob that is in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    async def segments(self, start: int, stop: int) -> AsyncGenerator[memoryview]:
+        yield memoryview(self._data)[start:stop]
+
+    async def close(self) -> None: ...
+
+
 async def send_blob(
     request: web.Request,
     blob: Blob,

@@ -22,7 +22,7 @@ from yarl import URL
 from shoal.store.threads import in_thread, open_file
 from shoal.web.deadline import HEADER, Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
-from shoal.web.file_request import STALL_TIMEOUT, BadAnswer, request_with_file
+from shoal.web.file_request import STALL_TIMEOUT, BadAnswer, Pace, request_with_file
 
 MAX_BODY = 16 * 1024 * 1024
 """Most bytes of an answer that `HttpClient.call` takes into memory."""
@@ -198,14 +198,17 @@ class HttpClient:
         *,
         method: str = "PUT",
         deadline: Deadline,
+        params: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         expect: Collection[int] = (200, 201),
         stall_timeout: float = STALL_TIMEOUT,
+        pace: Pace | None = None,
     ) -> Answer:
         """Send the first `size` bytes of a file (path, or descriptor that stays open) as the body.
 
-        The bytes go from the page cache to the socket by sendfile, over a connection of their own.
-        An answer that comes before all is sent ends the sending. Raises as `call` does.
+        The bytes go from the page cache to the socket by sendfile, over a connection of their own;
+        `pace`, if given, is waited for before each part. An answer that comes before all is sent
+        ends the sending. Raises as `call` does.
         """
         remaining = _remaining(method, url, deadline)
         head = self._head(headers, deadline)
@@ -215,12 +218,13 @@ class HttpClient:
                 async with asyncio.timeout(remaining):
                     status, answered, body = await request_with_file(
                         method,
-                        _url(url, None),
+                        _url(url, params),
                         head,
                         descriptor,
                         size,
                         connect_timeout=self._connect_timeout,
                         stall_timeout=stall_timeout,
+                        pace=pace,
                     )
         finally:
             if not isinstance(file, int):

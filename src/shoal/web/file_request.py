@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http.client import HTTPException, HTTPResponse
 from io import BytesIO
 
@@ -21,6 +21,12 @@ from shoal.web.sockets import FileTooShort, SendStalled, send_bytes, send_file
 
 STALL_TIMEOUT = 30.0
 """Seconds after which a receiver that takes no byte is given up."""
+
+PACED = 1024 * 1024
+"""Bytes of a part that a `Pace` is waited for."""
+
+Pace = Callable[[int], Awaitable[None]]
+"""Returns when so many bytes may go."""
 
 _MAX_HEAD = 64 * 1024
 _MAX_ANSWER = 16 * 1024 * 1024
@@ -40,6 +46,7 @@ async def request_with_file(
     *,
     connect_timeout: float,
     stall_timeout: float,
+    pace: Pace | None = None,
 ) -> tuple[int, Mapping[str, str], bytes]:
     """Send [0, size) of a descriptor; return status, headers and body of the answer.
 
@@ -55,7 +62,7 @@ async def request_with_file(
     with sock:
         answer = asyncio.create_task(_receive(sock))
         sending = asyncio.create_task(
-            _send(sock, _head(method, url, headers, size), file, size, stall_timeout)
+            _send(sock, _head(method, url, headers, size), file, size, stall_timeout, pace)
         )
         try:
             # An answer that comes while the body is being sent (409, 503, …) is final.
@@ -118,11 +125,21 @@ def _head(method: str, url: URL, headers: Mapping[str, str], size: int) -> bytes
 
 
 async def _send(
-    sock: socket.socket, head: bytes, file: int, size: int, stall_timeout: float
+    sock: socket.socket,
+    head: bytes,
+    file: int,
+    size: int,
+    stall_timeout: float,
+    pace: Pace | None,
 ) -> None:
     await send_bytes(sock, head, stall_timeout=stall_timeout)
+    step = size if pace is None else PACED
     try:
-        await send_file(sock.fileno(), file, 0, size, stall_timeout=stall_timeout)
+        for start in range(0, size, max(1, step)):
+            stop = min(size, start + step)
+            if pace is not None:
+                await pace(stop - start)
+            await send_file(sock.fileno(), file, start, stop, stall_timeout=stall_timeout)
     except FileTooShort as error:
         raise OSError(f"cannot send the file: {error}") from error
 

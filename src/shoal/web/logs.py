@@ -7,7 +7,8 @@ import json
 import logging
 import re
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -26,6 +27,7 @@ _PLAIN = re.compile(r"[^\s\"'=\x00-\x1f\x7f]+")
 def configure(config: LogConfig, service: str) -> None:
     """Set up structlog and `logging` for this process."""
     level = _LEVELS[config.level]
+    output = _Unfailing(sys.stderr)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -40,10 +42,10 @@ def configure(config: LogConfig, service: str) -> None:
     structlog.configure(
         processors=[*shared, *ends],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=output),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(output)
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -51,6 +53,24 @@ def configure(config: LogConfig, service: str) -> None:
         )
     )
     logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
+
+
+class _Unfailing:
+    """Standard error that may be a full disk or a closed pipe: what logs must not fail for it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        """Write, or lose the text."""
+        with suppress(OSError):
+            return self._file.write(text)
+        return 0
+
+    def flush(self) -> None:
+        """Write what is left, or lose it."""
+        with suppress(OSError):
+            self._file.flush()
 
 
 def _naming(service: str) -> Processor:

@@ -3,18 +3,24 @@
 
 from __future__ import annotations
 
-import errno
 import math
 
 import msgspec
 from aiohttp import web
 
-from shoal.model.errors import ApiError, BadRequest, NotHere, TooLarge, Unavailable, Unsupported
+from shoal.model.errors import (
+    ApiError,
+    BadRequest,
+    InsufficientStorage,
+    NotHere,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
+from shoal.store.full import is_full
 from shoal.store.ingest import Stalled
 from shoal.web.failures import CallFailed, Overloaded, Unreachable
 from shoal.web.requests import RequestStalled, deadline_of
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class BadGateway(Unavailable):
@@ -57,12 +63,16 @@ def error_for(request: web.Request, raised: Exception) -> ApiError:
         return RequestStalled(str(raised))
     if isinstance(raised, TimeoutError):
         return GatewayTimeout(f"{request.method} {request.path} was not done in time")
-    if isinstance(raised, OSError) and raised.errno in _FULL:
-        return Unavailable(f"the disk of {request.host} is full; nothing of this was kept")
+    if isinstance(raised, OSError) and is_full(raised):
+        return InsufficientStorage(
+            f"the disk of {request.host} is full ({raised.strerror}); nothing of this was kept"
+        )
     return Internal("unexpected error; the log of the service says more")
 
 
 def _upstream(request: web.Request, failed: CallFailed) -> ApiError:
+    if failed.status == InsufficientStorage.status:
+        return InsufficientStorage(str(failed))
     if isinstance(failed, Overloaded):
         return Unavailable(str(failed), retry_after=max(1, math.ceil(failed.retry_after or 1)))
     if not isinstance(failed, Unreachable) and failed.status is not None:

@@ -18,7 +18,7 @@ from shoal.model.digest import Digest
 from shoal.model.errors import ApiError, BlobUnknown, ManifestUnknown
 from shoal.model.manifest import FoundManifest
 from shoal.model.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
-from shoal.registry.manifest_cache import ManifestCache
+from shoal.store.memory import MemoryCache
 from shoal.web.deadline import Deadline
 from shoal.web.failures import Unreachable
 from tests.unit.registry_fakes import MemoryBlob, MemoryIndex, MemoryOrigins
@@ -75,7 +75,7 @@ class Blobs:
     fetching: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[MemoryBlob] = field(default_factory=list)
 
-    async def size(self, digest: Digest, deadline: Deadline) -> int | None:
+    async def size(self, digest: Digest, deadline: Deadline, namespace: str = "") -> int | None:
         return await self.origins.stat(digest, deadline=deadline)
 
     async def fetch(self, digest: Digest, namespace: str) -> None:
@@ -121,7 +121,7 @@ class Agent:
             origins=self.origins,
             disk=self.disk,
             membership=Membership(),
-            manifests=ManifestCache(manifest_cache),
+            manifests=MemoryCache(manifest_cache),
             journal=self.journal,
         )
 

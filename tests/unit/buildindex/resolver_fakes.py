@@ -27,6 +27,9 @@ class FakeOrigins:
     members = HOSTS
 
     def __init__(self) -> None:
+        self.backed: dict[Digest, int] = {}
+        """Sizes of what the backend has."""
+
         self.blobs: dict[Digest, tuple[bytes, set[str]]] = {}
         self.down: set[str] = set()
         self.repaired: list[Digest] = []
@@ -43,8 +46,11 @@ class FakeOrigins:
         self.blobs[Digest.of(content)] = (content, set(hosts))
         return Digest.of(content)
 
-    async def read(self, digest: Digest, *, deadline: Deadline, limit: int) -> bytes:
+    async def read(
+        self, digest: Digest, *, deadline: Deadline, limit: int, namespace: str = ""
+    ) -> bytes:
         assert not deadline.expired
+        assert namespace
         self.reads.append(digest)
         if self.refusal is not None:
             raise combined("GET", f"/{digest}", "refused", [self.refusal] * len(HOSTS))
@@ -55,6 +61,14 @@ class FakeOrigins:
             assert len(content) <= limit
             return content
         raise DOWN if self.down else NotFound("GET", f"http://o1/{digest}", "not there")
+
+    async def stat(
+        self, digest: Digest, *, deadline: Deadline, keep: bool = False, namespace: str = ""
+    ) -> int | None:
+        assert not deadline.expired
+        assert namespace
+        assert not keep
+        return self.backed.get(digest)
 
     async def stat_many(
         self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool = False
@@ -151,9 +165,15 @@ async def resolve(
     within: float = 5.0,
     membership: FakeMembership | None = None,
     adopt: bool = False,
+    has_backend: bool = False,
 ) -> Resolved:
     resolver = Resolver(
-        origins, membership or FakeMembership(), 2, config, TagTypes(list(tag_types))
+        origins,
+        membership or FakeMembership(),
+        2,
+        config,
+        TagTypes(list(tag_types)),
+        has_backend=lambda _: has_backend,
     )
     return await resolver.resolve(
         Candidate(

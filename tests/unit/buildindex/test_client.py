@@ -156,6 +156,7 @@ async def test_tags_digests_and_blobs_that_are_asked_for_together_are_one_reques
             "manifests": [["team/app", "v1"], ["team/app", str(DIGEST)]],
             "blobs": [["team/app", str(LAYER)], ["team/app", str(DIGEST)]],
             "rely": False,
+            "through": False,
         }
     ]
 

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestServer
 
+from shoal.backend.matching import Backends
 from shoal.buildindex.api import Api
 from shoal.buildindex.client import BuildIndexClient
 from shoal.buildindex.collector import Collector
 from shoal.buildindex.config import GcConfig, TagTypeConfig
 from shoal.buildindex.database import Database
+from shoal.buildindex.listing import Listings
 from shoal.buildindex.members import Members
 from shoal.buildindex.neighbours import Neighbours
+from shoal.buildindex.publishing import Publisher
 from shoal.buildindex.resolver import Resolver
 from shoal.buildindex.service import BuildIndex
 from shoal.buildindex.store import Store
@@ -30,6 +33,7 @@ from shoal.ring.config import HostsConfig
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.server import application
+from tests.unit.buildindex.index_node import elsewhere_of
 from tests.unit.buildindex.resolver_fakes import CONFIG, FakeOrigins, descriptor, image, index
 
 CONFIG_BLOB, LAYER = Digest.of(b"config"), Digest.of(b"layer")
@@ -48,11 +52,17 @@ async def client(origins: FakeOrigins, tmp_path: Path) -> AsyncIterator[BuildInd
     neighbours = Neighbours(http, store, [], timeout=1.0, interval=60.0)
     types = TagTypes([TagTypeConfig(pattern="^files/", type="default")])
     gc = GcConfig()
+    backends = Backends.open((), {}, http)
+    publisher = Publisher(store, neighbours)
+    elsewhere = elsewhere_of(store, neighbours, publisher, origins, backends)
     build_index = BuildIndex(
         store,
         neighbours,
-        Resolver(origins, Members(store, neighbours), 2, CONFIG, types),
+        publisher,
+        Resolver(origins, Members(store, neighbours, elsewhere), 2, CONFIG, types),
         Collector(store, neighbours, gc, tombstone_ttl=60.0),
+        elsewhere=elsewhere,
+        listings=Listings(store, backends, timeout=1.0),
         gc_grace=gc.grace,
         origins_missing=nothing,
     )

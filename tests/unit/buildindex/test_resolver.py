@@ -57,6 +57,18 @@ async def test_every_missing_digest_is_named(origins: FakeOrigins) -> None:
     assert "after 4 attempts in 0.0 s" in caught.value.message
 
 
+async def test_what_only_the_backend_has_is_safe_there(origins: FakeOrigins) -> None:
+    manifest = image(origins)
+    origins.put(manifest)
+    layer = Digest.of(b"layer")
+    del origins.blobs[layer]
+    origins.backed[layer] = 5
+    found = await resolve(origins, manifest, has_backend=True)
+    assert layer in found.blobs
+    with pytest.raises(ManifestBlobUnknown, match=str(layer)):
+        await resolve(origins, manifest)
+
+
 async def test_a_manifest_that_is_not_on_the_origins_is_missing_itself(
     origins: FakeOrigins,
 ) -> None:

@@ -77,7 +77,7 @@ async def test_the_trusted_api_makes_all_that_a_tag_needs_part_of_the_repository
 ) -> None:
     child = node.origins.store(image(CONFIG, LAYER))
     top = await node.adopt(index_of(child), "all")
-    assert await node.index.get_tag("app", "all") == top
+    assert await node.index.get_tag("app", "all", soon()) == top
     assert await node.find(child) is not None
     assert [await node.has(blob) for blob in (CONFIG, LAYER, OTHER)] == [True, True, False]
     again = await node.push(image(CONFIG, LAYER), "v1")
@@ -106,7 +106,7 @@ async def test_what_is_deleted_is_unknown(node: Node) -> None:
     await node.index.delete_manifest("app", digest)
     assert await node.find("v2") is None
     with pytest.raises(ManifestUnknown, match="no tag v2"):
-        await node.index.get_tag("app", "v2")
+        await node.index.get_tag("app", "v2", soon())
     with pytest.raises(ManifestUnknown, match=f"no manifest {digest}"):
         await node.index.delete_manifest("app", digest)
     assert (await node.index.repositories("", None)).names == []
@@ -186,7 +186,7 @@ async def test_who_relies_on_a_blob_renews_it_when_it_is_old(tmp_path: Path) -> 
 async def test_lookups_answer_in_the_order_of_the_questions(node: Node) -> None:
     digest = await node.push_image("one", "v1")
     layer = Digest.of(b"layer of one")
-    manifests, blobs = await node.index.lookup(
+    manifests, blobs, _ = await node.index.lookup(
         [("app", "no"), ("app", "v1"), ("no", "v1"), ("app", str(digest))],
         [("app", str(OTHER)), ("app", str(layer)), ("app", str(digest))],
         rely=True,
@@ -209,7 +209,7 @@ async def test_a_write_goes_on_when_its_caller_leaves(node: Node) -> None:
     link.cancel()
     with pytest.raises(asyncio.CancelledError):
         await link
-    await asyncio.gather(*node.index._writes)
+    await node.publisher.stop()
     assert await node.has(LAYER)
 
 

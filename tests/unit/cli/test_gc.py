@@ -18,8 +18,11 @@ from typer.testing import CliRunner, Result
 
 from shoal.buildindex.garbage import Doomed, GcReport
 from shoal.cli import main
+from shoal.cli.gc_run import load_targets
+from shoal.config.load import ConfigError
 from shoal.origin.messages import SweepReport, Swept
 from shoal.web.serving import listening
+from tests.dns_server import dns_in_thread
 
 MANIFEST = "sha256:" + "a" * 64
 LAYER = "sha256:" + "b" * 64
@@ -169,7 +172,7 @@ async def test_a_sweep_that_ended_early_is_a_failure(tmp_path: Path) -> None:
     [
         ("origins: {hosts: ['o:1']}", 'missing key "build_index.hosts"'),
         ("build_index: {hosts: ['b:1']}", 'missing key "origins.hosts"'),
-        ("build_index: {hosts: [nowhere]}\norigins: {hosts: ['o:1']}", "build_index.hosts"),
+        ("build_index: {hosts: [nowhere]}\norigins: {hosts: ['o:1']}", "build_index"),
         ("[", "not YAML"),
     ],
 )
@@ -188,3 +191,22 @@ def test_a_grace_time_needs_a_unit() -> None:
     result = CliRunner().invoke(main, ["gc", "--config", "x", "--grace", "24"])
     assert result.exit_code == 2
     assert "such as 500ms" in result.stderr
+
+
+def test_hosts_are_found_by_dns_as_the_services_find_them(tmp_path: Path) -> None:
+    with dns_in_thread() as dns:
+        dns.records = {
+            ("origins.test", "A"): ["10.0.0.2", "10.0.0.1"],
+            ("_index._tcp.test", "SRV"): ["0 0 5006 b1.test."],
+        }
+        config = tmp_path / "service.yaml"
+        config.write_text(
+            f"origins: {{dns: 'origins.test:5002', nameservers: ['{dns.address}'], replicas: 2}}\n"
+            f"build_index: {{srv: _index._tcp.test, nameservers: ['{dns.address}']}}\n"
+        )
+        targets = load_targets(config)
+        assert targets.origins == ["10.0.0.1:5002", "10.0.0.2:5002"]
+        assert targets.build_indexes == ["b1.test:5006"]
+        dns.records = {}
+        with pytest.raises(ConfigError, match='cannot find the hosts of "build_index"'):
+            load_targets(config)

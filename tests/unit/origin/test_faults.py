@@ -32,6 +32,7 @@ from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.serving import listening
+from tests.unit.origin.no_backends import no_refresh, no_write_back
 
 LATE = FaultPlan(seed=7, origin="origin-0", late_share=1.0, max_delay=10.0)
 BODY = b"a blob that was acknowledged"
@@ -139,14 +140,19 @@ async def an_origin(folder: Path, clock: Clock | None) -> AsyncIterator[Ask]:
     store = BlobStore(folder)
     receiver = Receiver(store, idle_timeout=5, max_blob=0)
     ring = OriginCluster(http, OriginsConfig(hosts=["127.0.0.1:1"], replicas=1, write_quorum=1))
-    service = OriginService("127.0.0.1:1", LocalBlobs(store), receiver, ring)
+    local = LocalBlobs(store)
+    writeback = no_write_back("127.0.0.1:1", local, ring)
+    service = OriginService("127.0.0.1:1", local, receiver, ring, writeback)
+    refresh = no_refresh(service, local, receiver, ring)
     uploads = ChunkedUploads(UploadSessions(folder / "uploads"), receiver, service)
 
     async def ready() -> list[str]:
         return []
 
     peer = PeerInfo(new_peer_id(), "127.0.0.1", 1, "", origin=True)
-    app = origin_application(service, uploads, peer, None, readiness=ready, request_timeout=5)
+    app = origin_application(
+        service, uploads, refresh, peer, None, readiness=ready, request_timeout=5
+    )
     if clock is not None:
         faults.add_to(app, clock)
     async with (

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -202,3 +203,43 @@ def test_succeeds_exactly_when_enough_members_can_take_it(
             asyncio.run(run())
     assert hosts.running == 0
     assert hosts.most <= replicas
+
+
+def is_not(*unhealthy: str) -> Callable[[str], bool]:
+    return lambda host: host not in unhealthy
+
+
+async def test_an_unhealthy_owner_is_not_even_tried_while_others_can_take_the_copy() -> None:
+    hosts = Hosts()
+    hosts.gates["a:1"] = asyncio.Event()  # it hangs
+    placement = Placement(DIGEST, HOSTS, hosts.attempt, config(), healthy=is_not("a:1"))
+    rest = await placement.until_quorum(Deadline.after(5))
+    await rest
+    assert sorted(placement.made) == ["b:1", "c:1", "d:1"]
+    assert "a:1" not in hosts.tried
+
+
+async def test_a_copy_beyond_the_quorum_is_left_out_rather_than_sent_to_an_unhealthy_host() -> None:
+    hosts = Hosts()
+    placement = Placement(DIGEST, HOSTS[:3], hosts.attempt, config(), healthy=is_not("a:1"))
+    rest = await placement.until_quorum(Deadline.after(5))
+    await rest
+    assert sorted(placement.made) == ["b:1", "c:1"]
+    assert "a:1" not in hosts.tried
+
+
+@pytest.mark.parametrize("unhealthy", [["a:1", "b:1"], ["a:1", "b:1", "c:1"]])
+async def test_unhealthy_hosts_are_tried_when_the_quorum_needs_them(unhealthy: list[str]) -> None:
+    hosts = Hosts()
+    placement = Placement(DIGEST, HOSTS[:3], hosts.attempt, config(), healthy=is_not(*unhealthy))
+    rest = await placement.until_quorum(Deadline.after(5))
+    await rest
+    assert len(placement.made) == 2
+
+
+async def test_an_unhealthy_host_makes_up_for_a_healthy_one_that_failed() -> None:
+    hosts = Hosts("b:1")
+    placement = Placement(DIGEST, HOSTS[:3], hosts.attempt, config(), healthy=is_not("a:1"))
+    rest = await placement.until_quorum(Deadline.after(5))
+    await rest
+    assert sorted(placement.made) == ["a:1", "c:1"]

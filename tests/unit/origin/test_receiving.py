@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shoal.model.digest import Digest
-from shoal.model.errors import DigestInvalid, SizeInvalid, TooLarge, Unavailable
+from shoal.model.errors import DigestInvalid, InsufficientStorage, SizeInvalid, TooLarge
 from shoal.origin import receiving
 from shoal.origin.receiving import Receiver
 from shoal.store.blobs import BlobStore
@@ -110,7 +110,7 @@ async def test_a_full_disk_says_so(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(BlobWriter, "append", full)
-    with pytest.raises(Unavailable, match="no room"):
+    with pytest.raises(InsufficientStorage, match="no room"):
         await receiver(store).receive(DIGEST, body(), len(DATA))
     assert leftovers(store) == []
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from shoal.model.digest import Digest
 from shoal.origin.remote_blob import RemoteBlob
-from shoal.ring.health import Health
 from shoal.web.client import HttpClient
 from shoal.web.failures import NotFound, Unreachable
 
@@ -45,6 +44,11 @@ class Origins:
         self.asked: list[tuple[str, str | None]] = []
         self.sizes: dict[str, int] = {}
         self.absent: set[str] = set()
+        self.slow: dict[str, asyncio.Event] = {}
+        """Hosts that give their first byte when the event comes."""
+        self.failed: list[str] = []
+        self.open = 0
+        self.all_asked = asyncio.Event()
 
     @asynccontextmanager
     async def stream(
@@ -65,11 +69,28 @@ class Origins:
             if span is None
             else {"Content-Range": f"bytes {start}-{last}/{size}"}
         )
-        yield Answer(200 if span is None else 206, told, body[:count] if breaks else body, breaks)
+        self.open += 1
+        if self.open == len(HOSTS):
+            self.all_asked.set()
+        try:
+            if host in self.slow:
+                await self.slow[host].wait()
+            yield Answer(
+                200 if span is None else 206, told, body[:count] if breaks else body, breaks
+            )
+        finally:
+            self.open -= 1
 
 
 def blob(origins: Origins) -> RemoteBlob:
-    return RemoteBlob(cast("HttpClient", origins), Health(), DIGEST, len(DATA), HOSTS)
+    return RemoteBlob(
+        cast("HttpClient", origins),
+        origins.failed.append,
+        DIGEST,
+        len(DATA),
+        HOSTS,
+        hedge_after=0.02,
+    )
 
 
 async def read(remote: RemoteBlob, start: int = 0, stop: int = len(DATA)) -> bytes:
@@ -124,6 +145,37 @@ async def test_a_host_that_no_longer_has_it_is_passed_over() -> None:
     origins = Origins()
     origins.absent = {"a:1"}
     assert await read(blob(origins), 5, 10) == DATA[5:10]
+
+
+async def test_while_a_host_is_slow_to_begin_the_next_one_is_read() -> None:
+    origins = Origins()
+    origins.slow["a:1"] = asyncio.Event()
+    assert await read(blob(origins)) == DATA
+    assert [host for host, _ in origins.asked] == ["a:1", "b:1"]
+    assert (origins.failed, origins.open) == (["a:1"], 0)
+
+
+async def test_a_host_that_begins_late_but_first_is_read() -> None:
+    origins = Origins()
+    gate = asyncio.Event()
+    origins.slow = {"a:1": gate, "b:1": asyncio.Event(), "c:1": asyncio.Event()}
+    reading = asyncio.create_task(read(blob(origins)))
+    async with asyncio.timeout(5):
+        await origins.all_asked.wait()
+    gate.set()
+    assert await reading == DATA
+    assert origins.open == 0
+
+
+async def test_a_reader_who_leaves_drops_all_that_was_asked_for() -> None:
+    origins = Origins()
+    origins.slow = {host: asyncio.Event() for host in HOSTS}
+    reading = asyncio.create_task(read(blob(origins)))
+    async with asyncio.timeout(5):
+        await origins.all_asked.wait()
+    reading.cancel()
+    await asyncio.wait([reading])
+    assert origins.open == 0
 
 
 @settings(max_examples=60, deadline=None)

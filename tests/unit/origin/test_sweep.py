@@ -28,6 +28,7 @@ from shoal.swarm.metainfo import metainfo_of
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import Unreachable
+from tests.unit.origin.no_backends import no_write_back
 
 GRACE = 3600.0
 START = 1_000_000.0
@@ -284,7 +285,9 @@ async def test_without_grace_what_is_used_while_the_sweep_runs_stays(origin: Ori
 def service(origin: Origin) -> OriginService:
     receiver = Receiver(origin.store, idle_timeout=5.0, max_blob=0)
     cluster = OriginCluster(HttpClient(user_agent="test"), OriginsConfig(hosts=[NAME]))
-    return OriginService(NAME, origin.local, receiver, cluster)
+    return OriginService(
+        NAME, origin.local, receiver, cluster, no_write_back(NAME, origin.local, cluster)
+    )
 
 
 async def test_a_put_saves_a_blob_that_was_about_to_go(origin: Origin) -> None:
@@ -324,10 +327,10 @@ async def test_whoever_is_told_that_a_blob_is_here_finds_it_here(
     touching, go_on = threading.Event(), threading.Event()
     touch = LocalBlobs._touch
 
-    def slowly(local: LocalBlobs, path: Path) -> None:
+    def slowly(local: LocalBlobs, digest: Digest, path: Path, used: float | None) -> None:
         touching.set()
         assert go_on.wait(10)
-        touch(local, path)
+        touch(local, digest, path, used)
 
     monkeypatch.setattr(LocalBlobs, "_touch", slowly)
     with ThreadPoolExecutor(2) as threads:

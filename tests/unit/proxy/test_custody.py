@@ -16,8 +16,9 @@ import pytest
 
 from shoal.model.digest import Digest
 from shoal.model.errors import Unavailable
-from shoal.proxy.config import ProxyConfig, queue_file
-from shoal.proxy.custody import DurableCustody
+from shoal.proxy.config import ProxyConfig
+from shoal.proxy.custody import QUEUE, DurableCustody
+from shoal.queue.config import queue_file
 from shoal.queue.database import QueueDatabase
 from shoal.store.blobs import BlobStore
 from shoal.web.bodies import FileSegment
@@ -134,6 +135,7 @@ class Whole(MemoryOrigins):
         *,
         deadline: Deadline,  # noqa: ARG002
         keep: bool = False,  # noqa: ARG002
+        namespace: str = "",  # noqa: ARG002
     ) -> Copies:
         raise AssertionError(f"the file of {list(digests)} was removed under its task")
 
@@ -250,4 +252,22 @@ async def test_a_kill_at_every_step_loses_nothing_that_was_acknowledged(
             if moment.acknowledged:
                 assert after.blobs == {DIGEST: CONTENT}, moment
         assert files(moment.folder) == [], moment
-        assert queue_file(moment.folder).is_file()
+        assert queue_file(moment.folder, QUEUE).is_file()
+
+
+async def test_each_repository_gets_a_delivery_of_its_own(tmp_path: Path) -> None:
+    origins = MemoryOrigins(failure="down")
+    async with started(tmp_path, origins) as custody:
+        await custody.take(upload(tmp_path), DIGEST, NAME)
+        await custody.take(upload(tmp_path), DIGEST, "other/app")
+        await custody.take(upload(tmp_path), DIGEST, "other/app")
+        assert list(await custody.delivered([DIGEST], Deadline.after(0.05))) == [DIGEST]
+    # Also after a restart.
+    async with started(tmp_path, origins) as custody:
+        origins.failure = None
+        assert await custody.delivered([DIGEST], soon()) == {}
+        delivered = [name for digest, name in origins.namespaces if digest == DIGEST]
+        assert {NAME, "other/app"} == set(delivered)
+        async with asyncio.timeout(10):
+            while files(tmp_path):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)

@@ -13,6 +13,7 @@ from shoal.model.errors import (
     ApiError,
     BlobUnknown,
     BlobUploadUnknown,
+    Denied,
     ManifestBlobUnknown,
     ManifestUnknown,
     Unavailable,
@@ -254,3 +255,19 @@ async def test_a_blob_that_a_manifest_needs_is_not_deleted(proxy: Proxy) -> None
         await proxy.service.delete_blob(NAME, DIGEST, soon())
     await proxy.service.delete_manifest(NAME, digest, soon())
     await proxy.service.delete_blob(NAME, DIGEST, soon())
+
+
+async def test_what_only_a_backend_has_is_told_to_members_alone(proxy: Proxy) -> None:
+    proxy.origins.backed[NAME, DIGEST] = len(CONTENT)
+    with pytest.raises(BlobUnknown):
+        await proxy.service.stat_blob(NAME, DIGEST, soon())
+    await proxy.index.link_blob(NAME, DIGEST, deadline=soon())
+    assert await proxy.service.stat_blob(NAME, DIGEST, soon()) == len(CONTENT)
+
+
+async def test_a_push_that_the_origins_would_refuse_is_not_begun(proxy: Proxy) -> None:
+    proxy.origins.denied.add(NAME)
+    with pytest.raises(Denied):
+        await proxy.service.start_upload(NAME)
+    await proxy.push(CONTENT, OTHER)
+    assert proxy.origins.namespaces == [(DIGEST, OTHER)]

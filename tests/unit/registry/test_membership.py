@@ -8,8 +8,8 @@ import asyncio
 import pytest
 
 from shoal.model.digest import Digest
-from shoal.registry.manifest_cache import ManifestCache
 from shoal.registry.membership import for_members
+from shoal.store.memory import MemoryCache
 
 
 async def answer(member: bool) -> bool:
@@ -90,7 +90,7 @@ async def test_when_nobody_knows_who_is_a_member_the_work_ends() -> None:
 
 
 def test_the_cache_holds_what_was_used_last_within_its_bytes() -> None:
-    cache = ManifestCache(4000)
+    cache = MemoryCache(4000)
     bodies = {Digest.of(bytes([number])): bytes(1000) for number in range(3)}
     first, second, third = bodies
     cache.keep(first, bodies[first])
@@ -102,6 +102,6 @@ def test_the_cache_holds_what_was_used_last_within_its_bytes() -> None:
 
 @pytest.mark.parametrize("capacity", [0, 1000])
 def test_what_is_larger_than_the_cache_is_not_kept(capacity: int) -> None:
-    cache = ManifestCache(capacity)
+    cache = MemoryCache(capacity)
     cache.keep(Digest.of(b""), bytes(1000))
     assert cache.get(Digest.of(b"")) is None

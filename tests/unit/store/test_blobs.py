@@ -119,8 +119,7 @@ class Journal:
         relative = os.path.relpath(str(path), self._root)
         if relative.startswith("incoming"):
             return "temp"
-        name = relative.replace(DIGEST.hex, "BLOB")
-        return "sidecar temp" if ".BLOB.pieces." in name else name
+        return relative.replace(DIGEST.hex, "BLOB")
 
 
 def test_a_durable_adopt_syncs_content_and_names_in_the_right_order(
@@ -131,8 +130,9 @@ def test_a_durable_adopt_syncs_content_and_names_in_the_right_order(
     put(store, durable=True)
     folder = f"blobs/sha256/{DIGEST.hex[:2]}"
     assert journal.events == [
-        f"rename {folder}/BLOB.pieces",
         "fsync temp",
+        "rename temp",
+        f"rename {folder}/BLOB.pieces",
         f"rename {folder}/BLOB",
         f"fsync {folder}",
     ]
@@ -171,7 +171,7 @@ def test_a_sidecar_that_is_added_later_is_durable(
     store.write_sidecar(DIGEST, "pieces", b"anew", durable=True)
     folder = f"blobs/sha256/{DIGEST.hex[:2]}"
     renamed = f"rename {folder}/BLOB.pieces"
-    assert journal.events == ["fsync sidecar temp", renamed, f"fsync {folder}"]
+    assert journal.events == ["fsync temp", renamed, f"fsync {folder}"]
 
 
 def test_an_adopt_for_a_cache_syncs_nothing(

@@ -3,16 +3,17 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
 from shoal.model.digest import Digest
-from shoal.model.errors import BlobUnknown, Unavailable
+from shoal.model.errors import BlobUnknown, StillFetching, Unavailable
 from shoal.origin.client import Located
-from shoal.swarm.metainfo import Metainfo, metainfo_of
+from shoal.swarm.metainfo import HASH_BYTES, MIN_PIECE, Metainfo, metainfo_of
 from shoal.swarm.peers import PeerInfo
-from shoal.tracker.metainfos import MAX_PREPARING, OVERHEAD, RETRY, Metainfos
+from shoal.tracker.metainfos import MAX_PREPARING, OVERHEAD, RETRY, Entry, Metainfos
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, Unreachable
+from shoal.web.failures import CallFailed, Overloaded, Unreachable
 
 ORIGINS = [PeerInfo(f"{n:032x}", f"origin-{n}", 5003, origin=True) for n in range(3)]
 BLOB = metainfo_of(b"blob")
@@ -25,13 +26,19 @@ class FakeOrigins:
 
     def __init__(self) -> None:
         self.digests: list[Digest] = []
+        self.namespaces: list[str] = []
+        self.known: list[int] = []
         self._questions: asyncio.Queue[asyncio.Future[Located | None]] = asyncio.Queue()
 
     @property
     def asked(self) -> int:
         return len(self.digests)
 
-    async def metainfo(self, digest: Digest, *, deadline: Deadline) -> Located | None:
+    async def metainfo(
+        self, digest: Digest, *, deadline: Deadline, namespace: str = "", known: int = 0
+    ) -> Located | None:
+        self.known.append(known)
+        self.namespaces.append(namespace)
         self.digests.append(digest)
         question: asyncio.Future[Located | None] = asyncio.get_running_loop().create_future()
         self._questions.put_nowait(question)
@@ -228,4 +235,77 @@ async def test_announces_of_many_unknown_blobs_ask_about_few_at_a_time(
         metainfos.prepare(Digest.of(number.to_bytes(2)))
     await settle()
     assert origins.asked == MAX_PREPARING
+    await metainfos.close()
+
+
+async def test_each_repository_is_asked_for_and_a_fetch_under_way_is_told() -> None:
+    origins = FakeOrigins()
+    metainfos = Metainfos(origins, max_bytes=10_000, timeout=5, refresh=30, owners=1)
+    first = asyncio.create_task(
+        metainfos.get(DIGEST, deadline=Deadline.after(5), namespace="team/app")
+    )
+    second = asyncio.create_task(
+        metainfos.get(DIGEST, deadline=Deadline.after(5), namespace="other/app")
+    )
+    body = {"errors": [{"code": "STILL_FETCHING", "message": "later"}]}
+    await origins.answer(Overloaded("POST", "http://origin-0/", "later", status=503, body=body))
+    await origins.answer(None)
+    with pytest.raises(StillFetching):
+        await first
+    with pytest.raises(BlobUnknown):
+        await second
+    assert origins.namespaces == ["team/app", "other/app"]
+
+
+# -- blobs that an origin still fetches
+
+
+def grown(known: int) -> Located:
+    """What the origin says when it has so many pieces."""
+    pieces = LARGE.pieces[: known * HASH_BYTES]
+    return Located(msgspec.structs.replace(LARGE, pieces=pieces), ORIGINS[:1])
+
+
+LARGE = metainfo_of(bytes(10 * MIN_PIECE))
+
+
+async def test_a_growing_metainfo_is_followed_until_it_is_whole(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    digest = Digest.parse(LARGE.digest)
+
+    async def more(known: int) -> Entry:
+        deadline = Deadline.after(5)
+        return await metainfos.more(
+            digest, known=known, deadline=deadline, namespace="team/app", elsewhere=False
+        )
+
+    first = asyncio.create_task(more(0))
+    await origins.answer(grown(0))
+    many = [asyncio.create_task(more(0)) for _ in range(100)]
+    await origins.answer(grown(4))
+    assert {(await it).known for it in (first, *many)} == {4}
+    rest = asyncio.create_task(more(4))
+    await origins.answer(grown(10))
+    assert (await rest).whole
+    assert (await more(10)).encoded == LARGE.encode()
+    assert origins.known == [0, 0, 4]
+    assert set(origins.namespaces) == {"team/app"}
+    await metainfos.close()
+
+
+async def test_a_growing_metainfo_that_is_given_up_is_asked_for_anew(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    digest = Digest.parse(LARGE.digest)
+    getting = asyncio.create_task(metainfos.get(digest, deadline=Deadline.after(5)))
+    await origins.answer(grown(3))
+    assert not (await getting).whole
+    await origins.answer(DOWN)
+    async with asyncio.timeout(5):
+        while metainfos.peek(digest) is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    again = asyncio.create_task(metainfos.get(digest, deadline=Deadline.after(5)))
+    await origins.answer(grown(10))
+    assert (await again).whole
     await metainfos.close()

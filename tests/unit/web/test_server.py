@@ -78,7 +78,7 @@ ERRORS: list[tuple[Exception, int, str, str]] = [
     ),
     (Stalled("no byte came"), 408, "REQUEST_TIMEOUT", "no byte came"),
     (TimeoutError(), 504, "UNAVAILABLE", "GET /x was not done in time"),
-    (OSError(errno.ENOSPC, "No space"), 503, "UNAVAILABLE", "disk of x is full"),
+    (OSError(errno.ENOSPC, "No space"), 507, "INSUFFICIENT_STORAGE", "disk of x is full"),
     (ValueError("a secret"), 500, "UNKNOWN", "unexpected error"),
     (OSError(errno.EIO, "a secret"), 500, "UNKNOWN", "unexpected error"),
 ]

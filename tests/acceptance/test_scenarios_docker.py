@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kraken's scenarios of pushes and pulls (its `test_docker.py`), by their names."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+
+import pytest
+
+from tests.acceptance.clients import Client, Pulled, Reference, Skopeo, content_of
+from tests.acceptance.images import Image, build
+from tests.acceptance.raw import ask
+from tests.acceptance.stage import ORIGINS, Stage, until
+from tests.cluster import RunningCluster
+
+LAYER = 5_000_000
+HELD_UP = 8.0
+"""Seconds; two answers of a backend that hangs take longer (`ObjectStore.backend`)."""
+
+EACH_CLIENT = [pytest.param(name, marks=pytest.mark.client(name)) for name in ("skopeo", "docker")]
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """An image as a client has pushed it."""
+
+    image: Image
+    reference: Reference
+    digest: str
+    client: Client
+
+    def check_pull(self, registry: str) -> None:
+        """Pull it there."""
+        pulled = self.client.pull(self.reference.at(registry))
+        assert pulled == Pulled(self.digest, self.image.host.diff_ids)
+
+
+@pytest.fixture(scope="module", params=EACH_CLIENT)
+def pushed(request: pytest.FixtureRequest, cluster: RunningCluster) -> Pushed:
+    """An image that was pushed to the proxy."""
+    client: Client = request.getfixturevalue(request.param)
+    image = build(f"scenario with {request.param}", layer_size=LAYER)
+    reference = Reference(cluster.proxy, f"test/scenario/{request.param}")
+    return Pushed(image, reference, client.push(image, reference), client)
+
+
+def test_proxy_push_and_pull(pushed: Pushed, cluster: RunningCluster) -> None:
+    pushed.check_pull(cluster.proxy)
+
+
+def test_proxy_pull_after_data_loss(pushed: Pushed, cluster: RunningCluster) -> None:
+    cluster.kill("proxy-0")
+    shutil.rmtree(cluster.data_dir("proxy-0"))
+    cluster.restart("proxy-0")
+
+    pushed.check_pull(cluster.proxy)
+
+
+def test_agent_pull(pushed: Pushed, cluster: RunningCluster) -> None:
+    pushed.check_pull(cluster.agents[0].registry)
+
+
+@pytest.mark.client("skopeo")
+def test_proxy_list_repository_tags(skopeo: Skopeo, cluster: RunningCluster) -> None:
+    reference = Reference(cluster.proxy, "test/listed/one")
+    image = build("listed", layer_size=1000)
+    tags = ["0001", "0002", "0003"]
+    for tag in tags:
+        skopeo.push(image, reference.tagged(tag))
+    for neighbour in ("test/listed", "test/listed/one/more", "test/listed/one-more"):
+        skopeo.push(image, Reference(cluster.proxy, neighbour, "0004"))
+
+    listed = ask(f"{cluster.proxy}/v2/test/listed/one/tags/list")
+    assert listed.status == 200
+    assert listed.document == {"name": "test/listed/one", "tags": tags}
+    assert skopeo.tags(reference) == tags
+    of_index = ask(f"{cluster.build_indexes[0]}/repositories/test%2Flisted%2Fone/tags")
+    assert of_index.document == {"tags": tags, "more": False}
+
+
+@pytest.mark.client("skopeo")
+def test_proxy_catalog(skopeo: Skopeo, cluster: RunningCluster) -> None:
+    image = build("catalogued", layer_size=1000)
+    names = ["test/catalogued/one", "test/catalogued/two"]
+    for name in names:
+        for tag in ("0001", "0002", "0003"):
+            skopeo.push(image, Reference(cluster.proxy, name, tag))
+
+    # From just before them on, as others have pushed to this registry, too.
+    listed = ask(f"{cluster.proxy}/v2/_catalog?last=test/catalogued&n=2")
+
+    assert listed.status == 200
+    assert listed.document == {"repositories": names}
+
+
+@pytest.mark.client("skopeo")
+def test_docker_image_distribution_high_availability(stage: Stage, skopeo: Skopeo) -> None:
+    cluster = stage.cluster
+    image = build("highly available", layer_size=LAYER)
+    reference = Reference(cluster.proxy, "test/highly/available")
+    expected = Pulled(image.digest, image.host.diff_ids)
+
+    # The backend is down: the cluster alone holds what was pushed, also when it starts anew.
+    stage.storage.stop()
+    assert skopeo.push(image, reference) == image.digest
+    stage.kill(*ORIGINS, "build-index-0")
+    stage.restart(*ORIGINS, "build-index-0")
+    stage.wipe("agent-0")
+    assert skopeo.pull(reference.at(cluster.agents[0].registry)) == expected
+
+    # It comes back and gets all of it: then the cluster may lose everything.
+    stage.storage.start()
+    contents = content_of(image)
+    until(
+        lambda: (
+            all(map(stage.storage.has_blob, contents))
+            and stage.storage.links(reference.repository) >= contents
+            and stage.storage.has_tag(reference.repository, reference.tag)
+        ),
+        "the backend has the image",
+    )
+    stage.wipe(*ORIGINS, "build-index-0", "agent-1")
+    assert skopeo.pull(reference.at(cluster.agents[1].registry)) == expected
+
+
+@pytest.mark.client("skopeo")
+def test_a_backend_that_hangs_holds_up_no_image(stage: Stage, skopeo: Skopeo) -> None:
+    """The worse way to be unavailable: everything that would wait for an answer waits."""
+    image = build("pushed while the backend hangs", layer_size=LAYER)
+    reference = Reference(stage.cluster.proxy, "test/held/up")
+    stage.storage.freeze()
+    began = time.monotonic()
+
+    assert skopeo.push(image, reference) == image.digest
+    pulled = skopeo.pull(reference.at(stage.cluster.agents[2].registry))
+
+    assert pulled == Pulled(image.digest, image.host.diff_ids)
+    assert time.monotonic() - began < HELD_UP

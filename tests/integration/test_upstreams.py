@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pull-through with all processes: one cluster is the upstream of another one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shoal.model.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from tests.cluster import RunningCluster
+
+LAYER = b"a layer of the upstream" * 10_000
+CONFIG = b"{}"
+
+
+def digest_of(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def manifest_of(layer: bytes) -> bytes:
+    def entry(kind: str, content: bytes) -> dict[str, object]:
+        return {"mediaType": kind, "digest": digest_of(content), "size": len(content)}
+
+    document = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": entry(OCI_CONFIG, CONFIG),
+        "layers": [entry(OCI_LAYER, layer)],
+    }
+    return json.dumps(document).encode()
+
+
+def call(
+    method: str, url: str, body: bytes | None = None, kind: str = "application/octet-stream"
+) -> tuple[int, bytes, dict[str, str]]:
+    request = urllib.request.Request(url, body, headers={"Content-Type": kind}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=40) as answer:
+            return answer.status, answer.read(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read(), dict(error.headers)
+
+
+def push(registry: str, repository: str, tag: str, layer: bytes = LAYER) -> str:
+    for blob in (layer, CONFIG):
+        _, _, headers = call("POST", f"{registry}/v2/{repository}/blobs/uploads/", b"")
+        location = headers["Location"]
+        url = location if location.startswith("http") else registry + location
+        joint = "&" if "?" in url else "?"
+        assert call("PUT", f"{url}{joint}digest={digest_of(blob)}", blob)[0] == 201
+    body = manifest_of(layer)
+    url = f"{registry}/v2/{repository}/manifests/{tag}"
+    assert call("PUT", url, body, OCI_MANIFEST)[0] == 201
+    return digest_of(body)
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningCluster, ...]]:
+    folder: Path = tmp_path_factory.mktemp("upstreams")
+    with RunningCluster.start(folder / "up", origins=1, agents=0) as upstream:
+        settings = {"up.example.com": {"url": upstream.proxy, "allow_private": True, "fresh": "0s"}}
+        config = {
+            "origin": {"upstreams": settings},
+            "build-index": {"upstreams": settings},
+            "agent": {"upstreams": ["up.example.com"]},
+            "proxy": {"upstreams": ["up.example.com"]},
+        }
+        with RunningCluster.start(folder / "down", origins=1, agents=1, config=config) as cluster:
+            yield upstream, cluster
+
+
+def test_an_image_is_pulled_through_by_ns_and_by_prefix_and_goes_on_while_the_upstream_is_down(
+    clusters: tuple[RunningCluster, ...],
+) -> None:
+    upstream, cluster = clusters
+    agent = cluster.agents[0].registry
+    first = push(upstream.proxy, "team/app", "v1")
+
+    for path, query in (("team/app", "?ns=up.example.com"), ("up.example.com/team/app", "")):
+        status, body, headers = call("GET", f"{agent}/v2/{path}/manifests/v1{query}")
+        assert (status, digest_of(body)) == (200, first)
+        assert headers["Docker-Content-Digest"] == first
+        status, body, _ = call("GET", f"{agent}/v2/{path}/blobs/{digest_of(LAYER)}{query}")
+        assert (status, body) == (200, LAYER)
+
+    # A blob belongs to the repositories whose manifests need it, and to no other.
+    for path in ("up.example.com/team/other", "team/app"):
+        assert call("GET", f"{agent}/v2/{path}/blobs/{digest_of(LAYER)}")[0] == 404
+
+    moved = push(upstream.proxy, "team/app", "v1", LAYER + b"more")
+    _, body, _ = call("GET", f"{agent}/v2/team/app/manifests/v1?ns=up.example.com")
+    assert digest_of(body) == moved
+
+    url = f"{cluster.proxy}/v2/up.example.com/team/app/manifests/v1"
+    status, body, _ = call("PUT", url, manifest_of(LAYER), OCI_MANIFEST)
+    assert (status, json.loads(body)["errors"][0]["code"]) == (403, "DENIED")
+
+    upstream.kill("proxy-0", signal.SIGKILL)
+    _, body, _ = call("GET", f"{agent}/v2/team/app/manifests/v1?ns=up.example.com")
+    assert digest_of(body) == moved
+    status, _, _ = call("GET", f"{agent}/v2/team/app/manifests/unseen?ns=up.example.com")
+    assert status == 503

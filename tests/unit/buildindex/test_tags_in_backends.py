@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tags that are kept in a backend besides: written after a push, and read where no record is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from shoal.backend.base import LinkName, Name, TagName
+from shoal.backend.config import BackendConfig, BackendsConfig
+from shoal.backend.local import LocalBackend
+from shoal.backend.matching import Backends
+from shoal.buildindex import storage
+from shoal.buildindex.listing import Part, merged
+from shoal.model.digest import Digest
+from shoal.model.errors import ManifestUnknown, Unavailable
+from shoal.web.client import HttpClient
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed
+from tests.unit.buildindex.index_node import image, serving, soon
+
+CONFIG, LAYER = Digest.of(b"config"), Digest.of(b"layer")
+
+
+def local(folder: Path) -> tuple[BackendConfig, ...]:
+    config = [{"kind": "local", "match": "app|other", "path": str(folder)}]
+    return TypeAdapter[tuple[BackendConfig, ...]](BackendsConfig).validate_python(config)
+
+
+@asynccontextmanager
+async def bucket(folder: Path) -> AsyncIterator[Backends]:
+    """The backend as another registry, or an operator, sees it."""
+    http = HttpClient(user_agent="test")
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240 -- a temporary folder of the test
+    backends = Backends.open(local(folder), {}, http)
+    try:
+        yield backends
+    finally:
+        await backends.close()
+        await http.close()
+
+
+def node_over(folder: Path, data: str = "index", **given: Any) -> Any:
+    return serving(folder / data, backends=local(folder / "bucket"), **given)
+
+
+async def stored(backends: Backends, tag: str) -> str | None:
+    matched = backends.for_tags("app")
+    assert matched is not None
+    size = await matched.backend.stat(TagName("app", tag), deadline=soon())
+    if size is None:
+        return None
+    async with matched.backend.get(TagName("app", tag), deadline=soon()) as content:
+        return b"".join([chunk async for chunk in content.chunks()]).decode()
+
+
+async def until_stored(backends: Backends, tag: str, wanted: str | None) -> None:
+    async with asyncio.timeout(10.0):
+        # A backend tells nobody when it was written.
+        while await stored(backends, tag) != wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def put(backends: Backends, name: TagName | LinkName, digest: Digest) -> None:
+    matched = backends.for_tags("app")
+    assert matched is not None
+    await matched.backend.put(name, str(digest).encode(), deadline=soon())
+
+
+async def test_a_push_a_move_and_a_deletion_reach_the_backend(tmp_path: Path) -> None:
+    async with bucket(tmp_path / "bucket") as backends, node_over(tmp_path) as node:
+        await node.write_back()
+        first = await node.push_image("one", "v1")
+        await until_stored(backends, "v1", str(first))
+        second = await node.push_image("two", "v1")
+        await until_stored(backends, "v1", str(second))
+        await node.index.delete_tag("app", "v1")
+        await until_stored(backends, "v1", None)
+
+
+async def test_what_was_acknowledged_before_the_queue_was_reached_is_written_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    async with bucket(tmp_path / "bucket") as backends:
+        async with node_over(tmp_path) as node:
+            digest = await node.push_image("one", "v1")
+        assert await stored(backends, "v1") is None
+        async with node_over(tmp_path) as node:
+            await node.write_back()
+            await until_stored(backends, "v1", str(digest))
+
+
+async def test_a_bucket_that_another_registry_filled_serves_at_once(tmp_path: Path) -> None:
+    async with bucket(tmp_path / "bucket") as backends, node_over(tmp_path) as node:
+        digest = node.origins.store(image(CONFIG, LAYER))
+        await put(backends, TagName("app", "v1"), digest)
+        found = await node.find("v1")
+        assert found is not None
+        assert found.digest == digest
+        assert await node.has(LAYER)
+        assert not await node.has(LAYER, "other")
+
+
+async def test_a_manifest_and_a_blob_are_known_by_their_links(tmp_path: Path) -> None:
+    async with bucket(tmp_path / "bucket") as backends, node_over(tmp_path) as node:
+        digest = node.origins.store(image(CONFIG))
+        await put(backends, LinkName("app", digest, "manifest"), digest)
+        await put(backends, LinkName("app", LAYER, "blob"), LAYER)
+        assert await node.find(digest) is not None
+        assert await node.find(digest, "other") is None
+        assert await node.has(LAYER)
+
+
+async def test_a_wiped_build_index_comes_back(tmp_path: Path) -> None:
+    async with bucket(tmp_path / "bucket") as backends:
+        async with node_over(tmp_path) as node:
+            await node.write_back()
+            digest = await node.push_image("one", "v1")
+            bodies = node.origins.bodies
+            await until_stored(backends, "v1", str(digest))
+        async with node_over(tmp_path, "another") as node:
+            node.origins.bodies |= bodies
+            assert await node.tags() == ["v1"]
+            found = await node.find("v1")
+            assert found is not None
+            assert found.digest == digest
+
+
+async def test_a_deleted_tag_stays_deleted_while_the_backend_still_has_it(tmp_path: Path) -> None:
+    async with bucket(tmp_path / "bucket") as backends, node_over(tmp_path) as node:
+        digest = await node.push_image("one", "v1")
+        await put(backends, TagName("app", "v1"), digest)
+        await node.index.delete_tag("app", "v1")
+        assert await node.find("v1") is None
+        assert await node.tags() == []
+        with pytest.raises(ManifestUnknown):
+            await node.index.get_tag("app", "v1", soon())
+
+
+async def test_a_backend_that_cannot_be_asked_is_not_an_absent_tag(tmp_path: Path) -> None:
+    async with node_over(tmp_path) as node:
+        digest = await node.push_image("one", "v1")
+        folder = tmp_path / "bucket"
+        if folder.exists():
+            folder.rmdir()
+        folder.write_bytes(b"no folder")
+        with pytest.raises(CallFailed):
+            await node.find("v2")
+        found = await node.find("v1")
+        assert found is not None
+        assert found.digest == digest
+
+
+async def test_a_push_hardly_waits_for_a_backend_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Name] = []
+
+    async def hang(_: LocalBackend, name: Name, *, deadline: Deadline) -> int | None:
+        asked.append(name)
+        await asyncio.sleep(deadline.remaining())
+        return None
+
+    monkeypatch.setattr(LocalBackend, "stat", hang)
+    monkeypatch.setattr(storage, "PUSH_PATIENCE", 0.05)
+    async with asyncio.timeout(5.0), node_over(tmp_path) as node:
+        for layer in (LAYER, CONFIG):
+            assert not await node.has(layer, rely=True)
+        assert asked == [LinkName("app", LAYER, "blob")]
+        # Those who want to know wait, and are told that it cannot be told.
+        question = [("app", str(CONFIG))]
+        with pytest.raises(Unavailable):
+            await node.index.lookup([], question, rely=False, deadline=Deadline.after(0.05))
+
+
+async def test_an_absence_is_remembered_and_a_push_ends_that(tmp_path: Path) -> None:
+    async with bucket(tmp_path / "bucket") as backends, node_over(tmp_path) as node:
+        assert await node.find("v1") is None
+        digest = node.origins.store(image(CONFIG, LAYER))
+        await put(backends, TagName("app", "v1"), digest)
+        assert await node.find("v1") is None
+        pushed = await node.push_image("one", "v1")
+        found = await node.find("v1")
+        assert found is not None
+        assert found.digest == pushed
+
+
+async def test_garbage_collection_leaves_what_came_from_the_backend(tmp_path: Path) -> None:
+    async with bucket(tmp_path / "bucket") as backends, node_over(tmp_path) as node:
+        await put(backends, LinkName("app", LAYER, "blob"), LAYER)
+        assert await node.has(LAYER)
+        await node.collector.collect(dry_run=False, grace=0.001)
+        assert await node.has(LAYER)
+
+
+def test_lists_are_merged_up_to_where_all_are_known() -> None:
+    records = Part(["a", "c", "x"], more=False)
+    backend = Part(["b", "c", "d"], more=True, end="d")
+    shown, rest = merged([records, backend], 10)
+    assert shown == ["a", "b", "c", "d"]
+    assert rest == Part((), more=True, end="d")
+    assert merged([records, backend], 2) == (["a", "b"], Part((), more=True, end="b"))
+    assert merged([records], 10) == (["a", "c", "x"], Part((), more=False, end=""))
