@@ -77,14 +77,16 @@ class Skopeo:
         self._sandbox = sandbox
         self._folders = _fresh_folders(sandbox.folder)
 
-    def push(self, image: Image, reference: Reference) -> str:
+    def push(self, image: Image, reference: Reference, *, credentials: str = "") -> str:
+        """Push the image; `credentials` are ``user:password``."""
         folder = next(self._folders)
         if image.host.manifest.media_type == OCI.manifest:
             source = f"oci:{image.write_oci(folder / 'image', 'pushed')}:pushed"
         else:
             source = f"dir:{image.write_dir(folder / 'image')}"
         digest_file = folder / "digest"
-        self._copy("--digestfile", str(digest_file), source, f"docker://{reference}")
+        login = ["--dest-creds", credentials] if credentials else []
+        self._copy("--digestfile", str(digest_file), *login, source, f"docker://{reference}")
         return digest_file.read_text()
 
     def pull(self, reference: Reference) -> Pulled:

@@ -43,7 +43,15 @@ class Origin:
         self._config.write_text(yaml.safe_dump(config))
 
     def start(self) -> None:
-        command = [*self.prefix, sys.executable, "-m", "shoal", "origin", "--config", str(self._config)]
+        command = [
+            *self.prefix,
+            sys.executable,
+            "-m",
+            "shoal",
+            "origin",
+            "--config",
+            str(self._config),
+        ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log

@@ -6,12 +6,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from shoal.model.digest import Digest
@@ -29,7 +32,7 @@ PATIENCE = 60.0
 
 @dataclass
 class SlowBucket:
-    """A bucket in the layout of distribution over plain HTTP; one blob of it comes in two halves."""
+    """A bucket in the layout of distribution over plain HTTP; one blob comes in two halves."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     slow: str = ""
@@ -52,9 +55,7 @@ class SlowBucket:
                 "schemaVersion": 2,
                 "mediaType": OCI_MANIFEST,
                 "config": {"mediaType": OCI_CONFIG, "digest": str(digests[0]), "size": 2},
-                "layers": [
-                    {"mediaType": OCI_LAYER, "digest": str(digests[1]), "size": len(layer)}
-                ],
+                "layers": [{"mediaType": OCI_LAYER, "digest": str(digests[1]), "size": len(layer)}],
             }
         ).encode()
         root = self.put(manifest)
@@ -175,3 +176,71 @@ async def test_a_backend_that_breaks_off_in_the_middle_is_asked_again_and_nothin
             await again.read()
         assert again.data == content
         assert bucket.breaks == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+async def test_another_origin_fetches_what_a_lost_one_was_fetching(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    bucket = SlowBucket()
+    content = os.urandom(8_000_000)
+    layer = bucket.image(content)
+    async with cluster_of(tmp_path, bucket) as cluster, client() as http:
+        registry = RegistryClient(http, cluster.agents[0].registry)
+        first = Reading(registry, layer)
+        reading = asyncio.create_task(first.read())
+        await first.has(3_000_000)
+        [leader] = [
+            f"origin-{n}"
+            for n in range(3)
+            if any((cluster.data_dir(f"origin-{n}") / "incoming").iterdir())
+        ]
+        pid = cluster.pids[leader]
+        os.kill(pid, number)
+        began = time.monotonic()
+        bucket.gate.set()
+        async with asyncio.timeout(PATIENCE):
+            [outcome] = await asyncio.gather(reading, return_exceptions=True)
+        assert content.startswith(first.data)
+        if outcome is not None:
+            assert isinstance(outcome, CallFailed)
+            again = Reading(registry, layer)
+            async with asyncio.timeout(PATIENCE):
+                await again.read()
+            assert again.data == content
+        assert time.monotonic() - began < 40
+        if number == signal.SIGSTOP:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_what_the_backend_has_damaged_is_given_by_nobody_and_replaced_by_a_push(
+    tmp_path: Path,
+) -> None:
+    bucket = SlowBucket()
+    content = os.urandom(8_000_000)
+    layer = bucket.image(content)
+    wrong = content[:-1] + bytes([content[-1] ^ 1])
+    path = f"{ROOT}/blobs/sha256/{layer.hex[:2]}/{layer.hex}/data"
+    bucket.files[path] = wrong + os.urandom(1_000_000)
+    async with cluster_of(tmp_path, bucket) as cluster, client() as http:
+        readings = [Reading(RegistryClient(http, a.registry), layer) for a in cluster.agents]
+        reading = [asyncio.create_task(it.read()) for it in readings]
+        for it in readings:
+            await it.has(3_000_000)
+        bucket.gate.set()
+        async with asyncio.timeout(PATIENCE):
+            outcomes = await asyncio.gather(*reading, return_exceptions=True)
+        assert all(isinstance(outcome, CallFailed) for outcome in outcomes)
+        # It is put right; what was remembered of the wrong one does not outlive its time.
+        bucket.files[path] = content
+        async with asyncio.timeout(PATIENCE):
+            for agent in cluster.agents:
+                while True:
+                    again = Reading(RegistryClient(http, agent.registry), layer)
+                    try:
+                        await again.read()
+                    except CallFailed:
+                        await asyncio.sleep(1.0)
+                        continue
+                    assert again.data == content
+                    break

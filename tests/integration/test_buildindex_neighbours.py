@@ -100,8 +100,8 @@ async def test_the_last_push_wins_whatever_the_clocks_say(tmp_path: Path) -> Non
         for number in range(6):
             writer = (fast, slow)[number % 2]
             digest = await writer.adopt(empty_index(number))
-            assert await fast.index.get_tag("app", "latest") == digest
-            assert await slow.index.get_tag("app", "latest") == digest
+            assert await fast.index.get_tag("app", "latest", soon()) == digest
+            assert await slow.index.get_tag("app", "latest", soon()) == digest
 
 
 async def test_a_deletion_holds_everywhere_and_until_the_next_push(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ async def test_naming_oneself_as_a_neighbour_does_no_harm(tmp_path: Path) -> Non
         serving(tmp_path / "2", own, other, address=other) as second,
     ):
         digest = await first.adopt(empty_index(1))
-        assert await second.index.get_tag("app", "latest") == digest
+        assert await second.index.get_tag("app", "latest", soon()) == digest
         await until(lambda: is_ready(first))
         assert first.neighbours.silent() == []
         assert (await first.index.collect(dry_run=True, grace=None)).items == []
@@ -205,7 +205,7 @@ async def test_a_node_that_missed_a_write_asks_for_it(tmp_path: Path) -> None:
     ):
         digest = await writer.adopt(empty_index(1))
         await until(lambda: lists_app(listener))
-        assert await listener.index.get_tag("app", "latest") == digest
+        assert await listener.index.get_tag("app", "latest", soon()) == digest
 
 
 async def test_a_push_whose_blobs_a_neighbour_knows_does_not_wait_for_the_next_round(

@@ -183,7 +183,7 @@ def test_an_idle_origin_is_small(alone: Ring) -> None:
 class NoBlobs:
     """A peer that has nothing to give."""
 
-    async def open(self, digest: Digest) -> PieceFile | None:  # noqa: ARG002
+    async def open(self, digest: Digest) -> PieceFile | None:
         return None
 
     def damaged(self, digest: Digest, index: int) -> None: ...

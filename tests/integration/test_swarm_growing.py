@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A blob that its origin still fetches: peers get pieces while the digests of others are unknown."""
+"""A blob that its origin still fetches: peers get pieces whose digests are known by then."""
 
 from __future__ import annotations
 

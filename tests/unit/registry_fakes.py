@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: ARG002 - the fakes have the signatures of what they stand for
+
 """Origins, a build-index and a whole registry in memory, for tests of what stands before them."""
 
 from __future__ import annotations
@@ -195,7 +195,13 @@ class MemoryIndex:
     """The bytes that came with each manifest."""
 
     async def find_manifest(
-        self, repository: str, reference: Digest | str, *, deadline: Deadline
+        self,
+        repository: str,
+        reference: Digest | str,
+        *,
+        deadline: Deadline,
+        rely: bool = False,
+        through: bool = True,
     ) -> FoundManifest | None:
         digest = (
             reference
@@ -359,6 +365,11 @@ class MemoryRegistry:
         if found is None:
             raise ManifestUnknown(f"no manifest {reference} in {repository}")
         return found
+
+    async def stat_manifest(
+        self, repository: str, reference: Digest | str, deadline: Deadline
+    ) -> FoundManifest:
+        return await self.find_manifest(repository, reference, deadline)
 
     async def manifest(self, repository: str, found: FoundManifest, deadline: Deadline) -> bytes:
         self.contents_read += 1

@@ -229,3 +229,20 @@ async def test_operators_see_depth_age_and_failures(path: Path) -> None:
                 await asyncio.sleep(0.01)
         assert value("shoal_queue_attempts_total", outcome="failed") == failed + 1
         assert value("shoal_queue_attempts_total", outcome="dead") == dead + 1
+
+
+async def test_a_clock_that_is_set_back_does_not_hold_up_what_waits(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offset = 10 * 365 * 86_400.0
+    work = Recorder()
+    async with at_work(path, work) as queue:
+        monkeypatch.setattr(queue, "_clock", lambda: time.time() + offset)
+        await queue.add("a", "{}", delay=1.5)
+        await asyncio.sleep(0)
+        queue._seen = queue._clock()
+        offset = 0.0
+        async with asyncio.timeout(10):
+            while not work.gone:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert work.gone == ["a"]

@@ -47,7 +47,12 @@ class Index(Protocol):
     """What is asked of the build-index (`shoal.buildindex.client.BuildIndexClient`)."""
 
     async def find_manifest(
-        self, repository: str, reference: Digest | str, *, deadline: Deadline
+        self,
+        repository: str,
+        reference: Digest | str,
+        *,
+        deadline: Deadline,
+        through: bool = True,
     ) -> FoundManifest | None: ...
 
     async def has_blob(
@@ -158,6 +163,12 @@ class Pulls:
         self._journal.looked_up(repository, reference, found.digest, began, monotonic())
         return found
 
+    async def stat_manifest(
+        self, repository: str, reference: Digest | str, deadline: Deadline
+    ) -> FoundManifest:
+        """As `find_manifest`: nobody pushes to an agent."""
+        return await self.find_manifest(repository, reference, deadline)
+
     async def manifest(self, repository: str, found: FoundManifest, deadline: Deadline) -> bytes:
         """Its bytes: from memory, this host's disk or the origins."""
         began, source = monotonic(), "memory"
@@ -200,14 +211,15 @@ class Pulls:
         """Remember what the manifest shows: the pull that began with it must be able to go on.
 
         Its blobs were members when it was pushed, and stay so as long as it is there. The children
-        of an index may live elsewhere, so the build-index is asked about them, now that it answers.
+        of an index may live elsewhere, so the build-index is asked about them, now that it answers;
+        upstreams are not, which count what they are asked for, as this host wants one child of all.
         """
         self._membership.confirm_blobs(repository, [blob.digest for blob in manifest.blobs()])
         children = [child.digest for child in manifest.children[:LOOK_AHEAD]]
         try:
             answers = await asyncio.gather(
                 *(
-                    self._index.find_manifest(repository, child, deadline=deadline)
+                    self._index.find_manifest(repository, child, deadline=deadline, through=False)
                     for child in children
                 )
             )

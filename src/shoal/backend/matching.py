@@ -108,9 +108,22 @@ class Backends:
         """Whether there is any backend; upstreams do not count."""
         return bool(self._rules)
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is neither a backend nor an upstream."""
+        return not self._rules and self._upstreams.empty
+
     def for_blobs(self, repository: str) -> Matched | None:
         """Where the repository's blobs and manifests are kept; None: nowhere."""
         return self._first(repository, "blobs")
+
+    def key_for_blobs(self, repository: str) -> str | None:
+        """The key of what `for_blobs` returns; opens nothing, and may be called in any thread."""
+        upstream = self._upstreams.description(repository)
+        if upstream is not None:
+            return upstream
+        matched = self._by_rule(repository, "blobs")
+        return None if matched is None else matched.key
 
     def for_tags(self, repository: str) -> Matched | None:
         """Where the repository's tags and links are kept; None: nowhere."""
@@ -130,6 +143,9 @@ class Backends:
         upstream = self._upstreams.backend(repository)
         if upstream is not None:
             return Matched(upstream, upstream.description, upstream=True)
+        return self._by_rule(repository, held)
+
+    def _by_rule(self, repository: str, held: Held) -> Matched | None:
         for rule in self._rules:
             if held in rule.holds and rule.pattern.fullmatch(repository):
                 if not rule.by_repository:

@@ -104,6 +104,11 @@ class RegistryBackend:
         prefix, _, suffix = config.repository.partition("{repository}")
         return cls(to, Renaming(prefix, suffix), read_only=False)
 
+    @property
+    def idle(self) -> bool:
+        """Whether it is asked nothing now."""
+        return self._http.idle
+
     async def close(self) -> None:
         """Let connections go."""
         await self._http.close()
@@ -198,11 +203,12 @@ class RegistryBackend:
             )
 
         content = RegistryContent(opener, _paths(name), start, stop, self._timeout)
-        try:
-            await content.open(deadline)
-            yield content
-        finally:
-            await content.close()
+        with self._http.in_use():
+            try:
+                await content.open(deadline)
+                yield content
+            finally:
+                await content.close()
 
     async def put(self, name: Name, source: Path | bytes | Source, *, deadline: Deadline) -> None:
         """Store a blob; or make a manifest that is there as a blob one, under its tag or digest."""

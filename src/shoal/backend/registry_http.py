@@ -193,6 +193,7 @@ class RegistryHttp:
         self._trusted: aiohttp.ClientSession | None = None
         self._guarded: aiohttp.ClientSession | None = None
         self._closed = False
+        self._users = 0
         self._opening = asyncio.Lock()
         self._auth = Authenticator(
             to.base,
@@ -202,6 +203,20 @@ class RegistryHttp:
             timeout=to.timeout,
             clock=clock,
         )
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody uses it now."""
+        return self._users == 0
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Have it not be `idle` meanwhile, also between two requests."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
 
     @asynccontextmanager
     async def open(
@@ -225,15 +240,16 @@ class RegistryHttp:
         """
         bound = deadline if transfer else deadline.at_most(self._to.timeout)
         request = _Request(method, url, headers or {}, body, bound)
-        response = await self._authorized(request, scope)
-        reply = Reply(method, response, self._to.timeout)
-        try:
-            if response.status not in expect:
-                await self._fail(reply)
-            yield reply
-        finally:
-            # Kept for the next request when the body was read to its end, closed otherwise.
-            response.release()
+        with self.in_use():
+            response = await self._authorized(request, scope)
+            reply = Reply(method, response, self._to.timeout)
+            try:
+                if response.status not in expect:
+                    await self._fail(reply)
+                yield reply
+            finally:
+                # Kept for the next request when the body was read to its end, closed otherwise.
+                response.release()
 
     async def close(self) -> None:
         """Close all connections, for good."""

@@ -6,11 +6,15 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
+from yarl import URL
+
 from shoal.backend.registry import RegistryBackend
+from shoal.backend.safety import shown
 from shoal.backend.upstreams import UpstreamNames
 
 MOST_UNNAMED = 256
-"""Registries that clients named (`_default`) and that are kept; those used longest ago go first."""
+"""Registries that clients named (`_default`) and that are kept while they are not in use; those
+used longest ago go first."""
 
 
 class UpstreamPool:
@@ -21,6 +25,16 @@ class UpstreamPool:
         self._named: dict[str, RegistryBackend] = {}
         self._unnamed: OrderedDict[str, RegistryBackend] = OrderedDict()
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no upstream at all."""
+        return not self._names.any
+
+    def description(self, repository: str) -> str | None:
+        """What the upstream of a repository calls itself; opens nothing. From any thread."""
+        remote = self._names.remote(repository)
+        return None if remote is None else shown(URL(remote.url))
 
     def backend(self, repository: str) -> RegistryBackend | None:
         """The upstream of a repository; None: it is one of Shoal's own."""
@@ -33,12 +47,21 @@ class UpstreamPool:
             found = kept[remote.registry] = RegistryBackend.upstream(remote)
         if not remote.configured:
             self._unnamed.move_to_end(remote.registry)
-            if len(self._unnamed) > MOST_UNNAMED:
-                _, oldest = self._unnamed.popitem(last=False)
-                task = asyncio.create_task(oldest.close())
+            self._let_go(found)
+        return found
+
+    def _let_go(self, wanted: RegistryBackend) -> None:
+        """Close what is too much and idle: what is being downloaded comes to its end."""
+        surplus = len(self._unnamed) - MOST_UNNAMED
+        for registry, backend in list(self._unnamed.items()) if surplus > 0 else ():
+            if surplus == 0:
+                return
+            if backend is not wanted and backend.idle:
+                surplus -= 1
+                del self._unnamed[registry]
+                task = asyncio.create_task(backend.close())
                 self._closing.add(task)
                 task.add_done_callback(self._closing.discard)
-        return found
 
     async def close(self) -> None:
         """Let all connections go."""

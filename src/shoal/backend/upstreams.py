@@ -25,6 +25,8 @@ DEFAULT = "_default"
 
 DOCKER_HUB = "docker.io"
 
+MAX_PORT = 65535
+
 _URLS = {DOCKER_HUB: "https://registry-1.docker.io"}
 _ALIASES = {"index.docker.io": DOCKER_HUB, "registry-1.docker.io": DOCKER_HUB}
 _NAME = re.compile(r"[a-z0-9]+(?:(?:\.|_|-+)[a-z0-9]+)*(?::[0-9]{1,5})?", re.ASCII)
@@ -123,6 +125,8 @@ def _upstreams(value: dict[str, UpstreamConfig]) -> dict[str, UpstreamConfig]:
                 f"{name!r} is not a registry's name, such as docker.io or localhost:5000 "
                 f"(lower case), nor {DEFAULT}"
             )
+        elif ":" in name and not _is_host(name):
+            raise ValueError(f"{name!r} has no port from 1 to {MAX_PORT}")
         elif config.url is None and not _is_host(name):
             raise ValueError(f"{name!r} is no host name: give its url")
         elif name in _ALIASES:
@@ -254,7 +258,10 @@ def _remote(registry: str, repository: str) -> str:
 
 def _is_host(name: str) -> bool:
     """Whether it is a host, by the rule of docker's references: a dot, a port, or localhost."""
-    return "." in name or ":" in name or name == "localhost"
+    host, colon, port = name.partition(":")
+    if colon:
+        return 0 < int(port) <= MAX_PORT
+    return "." in host or host == "localhost"
 
 
 __all__ = [

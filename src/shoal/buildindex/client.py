@@ -124,16 +124,25 @@ class BuildIndexClient:
     # -- lookups ------------------------------------------------------------------------------
 
     async def find_manifest(
-        self, repository: str, reference: Digest | str, *, deadline: Deadline
+        self,
+        repository: str,
+        reference: Digest | str,
+        *,
+        deadline: Deadline,
+        rely: bool = False,
+        through: bool = True,
     ) -> FoundManifest | None:
         """The repository's manifest of a tag or digest, or None: it has none.
 
         The answer is never older than the question, and before it is None the other build-indexes
         that are not known to be down are asked. A tag may point to something of which there is no
         manifest record: the media type is then empty and the size 0.
+
+        With `rely` the caller is about to push: what a backend does not tell soon counts as absent.
+        Without `through` neither backends nor upstreams are asked: None may be what they have.
         """
         question = Question("manifest", repository, str(reference))
-        found = await self._look_up(question, deadline, rely=False)
+        found = await self._look_up(question, deadline, rely=rely, through=through)
         return found if isinstance(found, FoundManifest) else None
 
     async def has_blob(
@@ -147,7 +156,7 @@ class BuildIndexClient:
         return bool(await self._look_up(question, deadline, rely=rely))
 
     async def _look_up(
-        self, question: Question, deadline: Deadline, *, rely: bool
+        self, question: Question, deadline: Deadline, *, rely: bool, through: bool = True
     ) -> FoundManifest | bool | None:
         async def ask(host: str, within: Deadline) -> FoundManifest | Open | bool | None:
             lookups = self._lookups_at(host, rely=rely)
@@ -160,7 +169,7 @@ class BuildIndexClient:
             "POST", LOOKUP, ask, deadline
         )
         if isinstance(known, Open):
-            return await self._look_through(question, deadline, rely=rely)
+            return await self._look_through(question, deadline, rely=rely) if through else None
         return known
 
     async def _look_through(

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from cachetools import LRUCache
 
-from shoal.model.errors import Unavailable
+from shoal.model.errors import SourceFailed
 from shoal.web.deadline import Deadline
 
 K = TypeVar("K", bound=Hashable)
@@ -17,6 +17,9 @@ V = TypeVar("V")
 
 CAPACITY = 100_000
 """Answers that are remembered; those that were not asked for longest go first."""
+
+FAILURES = 10_000
+"""Failures that are remembered: each has a text, and they hold for seconds."""
 
 
 class Flights(Generic[K]):
@@ -30,8 +33,8 @@ class Flights(Generic[K]):
     ) -> None:
         """Wait for the work on `key`, which begins unless it is under way; raises what it raises.
 
-        It goes on when those who wait for it leave, so it must be bounded. Raises `Unavailable` at
-        the deadline.
+        It goes on when those who wait for it leave, so it must be bounded. Raises `SourceFailed`
+        at the deadline.
         """
         task = self._tasks.get(key)
         if task is None:
@@ -39,7 +42,7 @@ class Flights(Generic[K]):
             task.add_done_callback(lambda done: self._landed(key, done))
         done, _ = await asyncio.wait({task}, timeout=deadline.remaining())
         if not done:
-            raise Unavailable(f"no answer about {key} in time; try again")
+            raise SourceFailed(f"no answer about {key} in time; try again")
         task.result()
 
     def _landed(self, key: K, task: asyncio.Task[None]) -> None:

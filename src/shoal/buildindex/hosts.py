@@ -21,6 +21,7 @@ from shoal.model.errors import (
     ManifestInvalid,
     NameInvalid,
     NameUnknown,
+    SourceFailed,
     TagInvalid,
     Unsupported,
 )
@@ -181,7 +182,8 @@ class IndexHosts:
         """What the first build-index answers, whatever it is.
 
         Everyone who has this key asks in the same order, but for hosts that failed them lately: so
-        what is known or under way at one of them is shared.
+        what is known or under way at one of them is shared. That a backend or an upstream failed is
+        an answer, too: another build-index would only ask it once more.
         """
         last: CallFailed = self._nobody(method, path)
         hosts = self._health.order(owners(key, self.hosts), self._clock())
@@ -192,6 +194,8 @@ class IndexHosts:
                 _raise_answer(error)
                 last = error
             except (Unreachable, Overloaded) as error:
+                if error.code == SourceFailed.code:
+                    raise
                 last = error
         raise last
 
@@ -203,9 +207,12 @@ class IndexHosts:
             answer = await self._http.call(
                 method, f"http://{host}{path}", deadline=deadline, **request
             )
-        except (Unreachable, Overloaded):
-            self._health.failed(host, self._clock())
-            self._suspects.add(host)
+        except (Unreachable, Overloaded) as error:
+            if error.code == SourceFailed.code:
+                self._answered(host)
+            else:
+                self._health.failed(host, self._clock())
+                self._suspects.add(host)
             raise
         except (NotFound, Rejected):
             self._answered(host)

@@ -23,7 +23,7 @@ class LookupRequest(msgspec.Struct, frozen=True):
     """Repository and digest."""
 
     rely: bool = False
-    """The caller tells its own caller that it need not send the blobs that are found."""
+    """The caller tells its own caller that it need not send what is found."""
 
     through: bool = False
     """Backends and upstreams are asked for what the records do not say; that takes its time."""

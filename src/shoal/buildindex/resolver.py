@@ -121,9 +121,7 @@ class Resolver:
         `Unavailable` when that cannot be decided or the copies cannot be made, and the `CallFailed`
         of origins that refuse to answer.
         """
-        effort = Effort(
-            candidate.name, _with_time_to_answer(deadline), self._config.attempt_timeout
-        )
+        effort = Effort(candidate.name, with_time_to_answer(deadline), self._config.attempt_timeout)
         started = time.monotonic()
         try:
             found = await self._resolution(candidate, effort).run()
@@ -324,7 +322,7 @@ def _batches(digests: list[Digest]) -> Iterator[list[Digest]]:
         yield digests[start : start + PARALLEL_READS]
 
 
-def _with_time_to_answer(deadline: Deadline) -> Deadline:
+def with_time_to_answer(deadline: Deadline) -> Deadline:
     """The deadline less what the answer needs: a refusal that comes late explains nothing."""
     return Deadline(deadline.at - min(ANSWER_TIME, ANSWER_SHARE * deadline.remaining()))
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from shoal.buildindex.lookups import Question
 from shoal.buildindex.neighbours import Neighbours
 from shoal.buildindex.publishing import Publisher
 from shoal.buildindex.records import Changes, Page, Record, ReferrersPage
-from shoal.buildindex.resolver import Candidate, Resolved, Resolver
+from shoal.buildindex.resolver import Candidate, Resolved, Resolver, with_time_to_answer
 from shoal.buildindex.store import Store
 from shoal.buildindex.view import View
 from shoal.model.digest import Digest
@@ -31,6 +32,7 @@ from shoal.model.errors import (
     ManifestInvalid,
     ManifestUnknown,
     NameUnknown,
+    SourceFailed,
     Unavailable,
 )
 from shoal.model.manifest import (
@@ -42,6 +44,7 @@ from shoal.model.manifest import (
 )
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed
 
 MAX_PAGE = 10_000
 """Names in one answer."""
@@ -348,12 +351,17 @@ class BuildIndex:
 
         With a deadline, backends and upstreams are asked where the records do not say it; without
         one, the questions for which they would be are `Looked.open`. With `rely`, blobs that are
-        found stay for at least half of the grace time of garbage collection.
+        found stay for at least half of the grace time of garbage collection. Raises `SourceFailed`
+        when a backend or an upstream cannot be asked, and `Denied` when an upstream refuses us.
         """
         looked = await self._look(manifests, blobs, rely=rely)
         if deadline is None or not looked.open:
             return looked
-        await self._elsewhere.bring(looked.open, deadline, rely=rely)
+        try:
+            await self._elsewhere.bring(looked.open, with_time_to_answer(deadline), rely=rely)
+        except CallFailed as error:
+            wait = max(1, math.ceil(error.retry_after or 1))
+            raise SourceFailed(str(error), retry_after=wait) from error
         return (await self._look(manifests, blobs, rely=rely))._replace(open=[])
 
     async def _look(

@@ -19,7 +19,7 @@ from shoal.backend.matching import Backends
 from shoal.buildindex import metrics, writes
 from shoal.buildindex.adoption import Origins, read_adoptable
 from shoal.buildindex.config import ReadThroughConfig
-from shoal.buildindex.flights import Flights, Memory
+from shoal.buildindex.flights import FAILURES, Flights, Memory
 from shoal.buildindex.lookups import Question
 from shoal.buildindex.neighbours import Neighbours
 from shoal.buildindex.publishing import Publisher
@@ -27,7 +27,7 @@ from shoal.buildindex.store import Store
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import Unavailable
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound, Unreachable
+from shoal.web.failures import CallFailed, NotFound, Unreachable, remembered
 
 MAX_POINTER = 256
 """Bytes of a tag's or link's content; a digest is shorter."""
@@ -67,7 +67,7 @@ class Storage:
         self._clock = clock
         self._flights: Flights[Question] = Flights()
         self._absent: Memory[Question, bool] = Memory()
-        self._failed: Memory[Question, CallFailed] = Memory()
+        self._failed: Memory[Question, CallFailed] = Memory(FAILURES)
         self._silent: Memory[str, bool] = Memory()
 
     def covers(self, repository: str) -> bool:
@@ -87,7 +87,7 @@ class Storage:
         if self._absent.get(question, self._clock()):
             return
         if (error := self._failed.get(question, self._clock())) is not None:
-            raise error
+            raise remembered(error)
         await self._flights.join(question, partial(self._look, question), deadline)
 
     async def bring_for_push(self, question: Question, deadline: Deadline) -> None:
@@ -124,7 +124,7 @@ class Storage:
         except CallFailed as error:
             metrics.READ_THROUGH.labels("failed").inc()
             wait = min(error.retry_after or self._config.failure, MAX_FAILURE_REMEMBERED)
-            self._failed.keep(question, error, self._clock() + wait)
+            self._failed.keep(question, remembered(error), self._clock() + wait)
             raise
         metrics.READ_THROUGH.labels("found" if found else "absent").inc()
         if not found:

@@ -16,11 +16,11 @@ import structlog
 
 from shoal.backend.base import Backend
 from shoal.backend.matching import Backends
-from shoal.backend.upstreams import Remote, UpstreamNames
+from shoal.backend.upstreams import DEFAULT, Remote, UpstreamNames
 from shoal.buildindex import metrics, writes
 from shoal.buildindex.adoption import Origins, read_adoptable
 from shoal.buildindex.clock import Version
-from shoal.buildindex.flights import Flights, Memory
+from shoal.buildindex.flights import FAILURES, Flights, Memory
 from shoal.buildindex.lookups import Question
 from shoal.buildindex.publishing import Publisher
 from shoal.buildindex.revalidation import Decision, confirmed, decide, may_be_stale
@@ -29,7 +29,7 @@ from shoal.buildindex.store import Store
 from shoal.model.digest import Digest
 from shoal.model.errors import Denied
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound, Rejected
+from shoal.web.failures import CallFailed, NotFound, Rejected, Unreachable, remembered
 
 PATIENCE = 5.0
 """Seconds that an upstream has to confirm a tag when there is an older digest to go by."""
@@ -73,7 +73,7 @@ class Upstreams:
         self._wall_ms = wall_ms
         self._flights: Flights[Question] = Flights()
         self._absent: Memory[Question, bool] = Memory()
-        self._failed: Memory[Question, CallFailed] = Memory()
+        self._failed: Memory[Question, CallFailed] = Memory(FAILURES)
 
     def remote(self, repository: str) -> Remote | None:
         """What a repository is at its upstream; None: it is one of this cluster's own."""
@@ -113,7 +113,7 @@ class Upstreams:
             self._warn_if_stale(remote, question, held)
             return
         if (error := self._failed.get(question, self._clock())) is not None:
-            raise error
+            raise _said(remote, question, remembered(error))
         await self._flights.join(question, partial(self._ask, remote, question), deadline)
 
     async def stop(self) -> None:
@@ -136,16 +136,14 @@ class Upstreams:
         except CallFailed as error:
             self._remember_failure(question, error)
             if not stale_will_do:
-                if isinstance(error, Rejected):
-                    raise Denied(f"{remote.registry} refuses {question}: {error}") from error
-                raise
+                raise _said(remote, question, error) from error
             log.warning(
                 "an upstream cannot be asked; going by what it said before",
                 tag=str(question),
                 age_s=None if known is None else round(known.age),
                 error=str(error),
             )
-            metrics.STALE_SERVED.labels(remote.registry).inc()
+            metrics.STALE_SERVED.labels(_label(remote)).inc()
             return
         if not found:
             await self._gone(remote, question, held)
@@ -154,7 +152,7 @@ class Upstreams:
         if question.record_kind == "tag":
             metrics.REVALIDATIONS.labels("failed").inc()
         wait = min(error.retry_after or self._failure, MAX_FAILURE_REMEMBERED)
-        self._failed.keep(question, error, self._clock() + wait)
+        self._failed.keep(question, remembered(error), self._clock() + wait)
 
     async def _gone(self, remote: Remote, question: Question, held: Held) -> None:
         self._absent.keep(question, True, self._clock() + remote.config.negative)
@@ -179,7 +177,10 @@ class Upstreams:
         if question.record_kind == "tag":
             backend = self._backend_of_tags(question.repository)
             digest = await read_tag(backend, question.repository, question.reference, confirmation)
-            return digest is not None and await self._point(question, digest, deadline)
+            if digest is None:
+                return False
+            await self._point(question, digest, deadline)
+            return True
         digest = Digest.parse(question.reference)
         if not await self._belongs(question, digest, deadline):
             return False
@@ -201,8 +202,11 @@ class Upstreams:
             raise NotFound("GET", repository, "it is no upstream's repository")
         return matched.backend
 
-    async def _point(self, question: Question, digest: Digest, deadline: Deadline) -> bool:
-        """Have the tag point to what the upstream says."""
+    async def _point(self, question: Question, digest: Digest, deadline: Deadline) -> None:
+        """Have the tag point to what the upstream says.
+
+        Raises `CallFailed` when that cannot be had: the tag is not gone for that, it was named.
+        """
         repository, tag = question.repository, question.reference
         before, complete = await self._store.read(
             lambda view: (view.tag(repository, tag), view.has_manifest(repository, str(digest)))
@@ -212,12 +216,13 @@ class Upstreams:
                 partial(writes.confirm_tag, repository=repository, tag=tag, digest=str(digest))
             )
         elif not await self._adopt(repository, tag, digest, deadline):
-            return False
+            raise Unreachable(
+                "GET", str(question), f"its registry says that it is {digest}, and has no such one"
+            )
         moved = before != str(digest)
         metrics.REVALIDATIONS.labels("moved" if moved else "unchanged").inc()
         if moved:
             log.info("from the upstream", tag=str(question), digest=str(digest), before=before)
-        return True
 
     async def _belongs(self, question: Question, digest: Digest, deadline: Deadline) -> bool:
         """Whether the repository has a digest: by a manifest adopted here, or by the upstream."""
@@ -252,4 +257,16 @@ class Upstreams:
     def _warn_if_stale(self, remote: Remote, question: Question, held: Held) -> None:
         known = confirmed(held, self._wall_ms())
         if question.record_kind == "tag" and decide(known, remote.config) is Decision.ASK:
-            metrics.STALE_SERVED.labels(remote.registry).inc()
+            metrics.STALE_SERVED.labels(_label(remote)).inc()
+
+
+def _label(remote: Remote) -> str:
+    """What it is called in metrics: clients could name registries without end."""
+    return remote.registry if remote.configured else DEFAULT
+
+
+def _said(remote: Remote, question: Question, error: CallFailed) -> Exception:
+    """What a failure of an upstream is to those who ask."""
+    if isinstance(error, Rejected):
+        return Denied(f"{remote.registry} refuses {question}: {error}")
+    return error

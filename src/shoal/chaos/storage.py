@@ -111,10 +111,13 @@ class Storage:
             return web.Response(status=307, headers={"Location": str(location)})
         temp = path.with_name(f"{path.name}.{self._random.randrange(1 << 62):x}.part")
         await in_thread(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-        with temp.open("wb") as file:
-            async for chunk in request.content.iter_chunked(_CHUNK):
-                await in_thread(file.write, chunk)
-        await in_thread(temp.replace, path)
+        try:
+            with temp.open("wb") as file:
+                async for chunk in request.content.iter_chunked(_CHUNK):
+                    await in_thread(file.write, chunk)
+            await in_thread(temp.replace, path)
+        except ConnectionError:  # the client was killed, or cut off
+            await in_thread(temp.unlink)
         return web.Response(status=201)
 
 

@@ -47,7 +47,10 @@ def _chaos(
     from shoal.cluster.ports import PortsTaken
     from shoal.cluster.room import NoRoom
     from shoal.cluster.supervisor import StartFailed
+    from shoal.config.model import LogConfig
+    from shoal.web.logs import configure
 
+    configure(LogConfig(level="error" if as_json else "info"), "chaos")
     try:
         outcome = run(Conditions(minutes * 60, seed, flaky), folder, complain=complain)
     except Interrupted as error:

@@ -173,6 +173,12 @@ class StillFetching(Unavailable):
     code = "STILL_FETCHING"
 
 
+class SourceFailed(Unavailable):
+    """503: a backend or an upstream registry could not be asked; the one who says so is well."""
+
+    code = "SOURCE_FAILED"
+
+
 class InsufficientStorage(Unavailable):
     """507: no room on the disk, and nothing that may be evicted to make some (RFC 4918, 11.5).
 

@@ -179,6 +179,7 @@ class _Internal:
             used=used,
             namespaces=_namespaces(request, "namespace"),
             backed=_namespaces(request, "backed"),
+            unbacked=_flag(request, "unbacked"),
         )
         return web.Response(status=201 if fresh else 200)
 
@@ -191,6 +192,7 @@ class _Internal:
             kept=asked.kept,
             namespaces=_checked(asked.namespaces),
             backed=_checked(asked.backed),
+            unbacked=asked.unbacked,
         )
         return _json(StatAnswer({str(digest): size for digest, size in sizes.items()}))
 

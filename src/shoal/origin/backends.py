@@ -35,7 +35,16 @@ class Matched(Protocol):
 class Match(Protocol):
     """Finds the backend of a repository's blobs; None: there is none."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether no repository has any."""
+        ...
+
     def for_blobs(self, repository: str) -> Matched | None: ...
+
+    def key_for_blobs(self, repository: str) -> str | None:
+        """The key of what `for_blobs` returns. From any thread."""
+        ...
 
 
 class BlobBackends:
@@ -52,6 +61,14 @@ class BlobBackends:
     def source(self, repository: str) -> Matched | None:
         """Where blobs of the repository may be that no origin has."""
         return self._backends.for_blobs(repository)
+
+    def leads_to(self, key: str, repository: str) -> bool:
+        """Whether the repository's blobs are still read from the backend of this key."""
+        return self._backends.key_for_blobs(repository) == key
+
+    def has_none(self, repository: str) -> bool:
+        """Whether the origins are the only place for a push there, while others have backends."""
+        return not self._backends.empty and self._backends.key_for_blobs(repository) is None
 
     def target(self, repository: str) -> Matched | None:
         """Where a push to the repository is written to; None: no backend is configured.
@@ -76,3 +93,10 @@ class BlobBackends:
                 detail={"repository": repository, "storage": matched.backend.description},
             )
         return matched
+
+    def takes_pushes(self, repository: str) -> bool:
+        """Whether a push to the repository would be written to a backend."""
+        try:
+            return self.target(repository) is not None
+        except Denied:
+            return False

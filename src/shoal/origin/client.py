@@ -241,18 +241,18 @@ class OriginCluster(Placing):
         `Unreachable` when nobody has it and somebody could not be asked.
         """
 
-        async def ask(host: str) -> MetainfoAnswer:
+        async def ask(host: str, deadline: Deadline) -> MetainfoAnswer:
             path = f"/internal/blobs/{digest}/metainfo?known={known}"
             answer = await self._members.call(host, "GET", path, deadline.at_most(ASK_TIMEOUT))
             located = answer.decode(MetainfoAnswer)
             _check(located.metainfo, digest, host)
             return located
 
-        async def ask_all() -> Poll[MetainfoAnswer]:
+        async def ask_all(soon: Deadline, absent: int) -> Poll[MetainfoAnswer]:
             return await self._members.poll(
                 digest,
-                lambda host: self._members.noting(host, ask(host)),
-                lambda poll: LINGER if poll.found else None,
+                lambda host: self._members.noting(host, ask(host, soon)),
+                lambda poll: LINGER if poll.found or len(poll.absent) > absent else None,
             )
 
         poll = await self._or_fetched(ask_all, digest, namespace, deadline, begun=True)
@@ -276,7 +276,7 @@ class OriginCluster(Placing):
         not be asked.
         """
 
-        async def ask(host: str) -> bytes:
+        async def ask(host: str, deadline: Deadline) -> bytes:
             body = bytearray()
             url = url_of(host, f"/internal/blobs/{digest}")
             async with self._members.http.stream(
@@ -291,11 +291,11 @@ class OriginCluster(Placing):
                 raise Rejected("GET", url, f"sent {len(body)} bytes with digest {found}")
             return bytes(body)
 
-        async def ask_all() -> Poll[bytes]:
+        async def ask_all(soon: Deadline, absent: int) -> Poll[bytes]:
             return await self._members.poll(
                 digest,
-                lambda host: self._members.noting(host, ask(host)),
-                lambda poll: 0.0 if poll.found else None,
+                lambda host: self._members.noting(host, ask(host, soon)),
+                lambda poll: _settled(poll, absent),
                 stagger=HEDGE_AFTER,
             )
 
@@ -320,12 +320,12 @@ class OriginCluster(Placing):
         has it and somebody could not be asked.
         """
 
-        async def ask(host: str) -> int:
-            return await self._members.size_on(host, digest, deadline)
-
-        async def ask_all() -> Poll[int]:
+        async def ask_all(soon: Deadline, absent: int) -> Poll[int]:
             return await self._members.poll(
-                digest, ask, lambda poll: 0.0 if poll.found else None, besides=besides
+                digest,
+                lambda host: self._members.size_on(host, digest, soon),
+                lambda poll: _settled(poll, absent),
+                besides=besides,
             )
 
         poll = await self._or_fetched(ask_all, digest, namespace, deadline)
@@ -341,7 +341,7 @@ class OriginCluster(Placing):
 
     async def _or_fetched(
         self,
-        ask_all: Callable[[], Awaitable[Poll[T]]],
+        ask_all: Callable[[Deadline, int], Awaitable[Poll[T]]],
         digest: Digest,
         namespace: str,
         deadline: Deadline,
@@ -350,15 +350,23 @@ class OriginCluster(Placing):
     ) -> Poll[T]:
         """Ask all; when nobody has the blob, have it fetched from its backend, and ask again.
 
-        `begun`: ask again when an origin has begun to fetch it.
+        `begun`: ask again when an origin has begun to fetch it. `ask_all` returns when more members
+        than it is told have not got it. One that hangs keeps nobody from what the backend has; only
+        before "not there" is said all are waited for.
         """
-        poll = await ask_all()
-        if poll.found or not namespace:
+        everyone = len(self.members)
+        if not namespace:
+            return await ask_all(deadline, everyone)
+        soon = deadline.at_most(deadline.remaining() / 2)
+        poll = await ask_all(soon, max(0, everyone - self._members.config.write_quorum))
+        if poll.found:
             return poll
         path = f"/internal/blobs/{digest}/refresh"
         more = {"begun": "true"} if begun else {}
         fetched = await self._at_backend(digest, "POST", path, namespace, deadline, **more)
-        return poll if fetched is None else await ask_all()
+        if fetched is None and len(poll.absent) == everyone:
+            return poll
+        return await ask_all(deadline, everyone)
 
     async def _at_backend(
         self,
@@ -453,6 +461,13 @@ def _check(metainfo: Metainfo, digest: Digest, host: str) -> None:
     except InvalidMetainfo as error:
         url = url_of(host, f"/internal/blobs/{digest}/metainfo")
         raise Unreachable("GET", url, f"the metainfo is not that of {digest}: {error}") from error
+
+
+def _settled(poll: Poll[T], absent: int) -> float | None:
+    """Whether somebody has it, or more than so many have not: see `Poll.ask`."""
+    if poll.found:
+        return 0.0
+    return LINGER if len(poll.absent) > absent else None
 
 
 def _not_had(digest: Digest, poll: Poll[T]) -> CallFailed:

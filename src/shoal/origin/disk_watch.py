@@ -49,7 +49,7 @@ class DiskWatch:
             return bool(await in_thread(step))
         except OSError as error:
             # Requests fail with the same error, and readiness says so.
-            log.error("cannot look at the folders of the blobs", error=str(error))
+            log.error("cannot look at the folders of the blobs", error=str(error))  # noqa: TRY400
             return False
 
     def look(self) -> bool:

@@ -15,9 +15,9 @@ from shoal.store.threads import in_thread
 class BackedCopies:
     """The copies of this origin, for its `shoal.store.room.Room`.
 
-    One stays unless a backend is known to have the blob; and while it is being received, copied,
-    written to a backend or sent to a peer. An evicted blob comes back from the backend when it is
-    asked for.
+    One stays unless all who rely on the blob would get it back from a backend; and while it is
+    being received, copied, written to a backend or sent to a peer. An evicted blob comes back from
+    the backend when it is asked for.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class BackedCopies:
         several = len(self._store.volumes.paths) > 1
         for copy in self._local.copies():
             digest = copy.digest
-            stays = copy.in_use or not self._local.is_backed(digest) or self._busy(digest)
+            stays = copy.in_use or self._busy(digest) or not self._local.backing.may_go(digest)
             volume = self._store.volumes.index(self._store.path(digest)) if several else 0
             yield CachedBlob(digest, copy.size, copy.last_used, stays, volume)
 
     async def evict(self, digest: Digest) -> bool:
         """Remove a copy, unless it has to stay after all; readers that have it open can finish."""
+        if self._busy(digest) or not await self._local.backing.confirm(digest):
+            return False
         if self._busy(digest) or await in_thread(self._local.evict, digest) is None:
             return False
         self._forget(digest)

@@ -13,16 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
-import msgspec
 import structlog
 
-from shoal.model.digest import Digest, new_hasher
+from shoal.model.digest import Digest
+from shoal.origin.backing import UNBACKED, Backing
+from shoal.origin.measuring import measure
 from shoal.origin.retention import Copy, stays
 from shoal.store.blobs import BlobStore, StoredBlob
-from shoal.swarm.metainfo import InvalidMetainfo, Metainfo, PieceHasher, piece_size_for
+from shoal.swarm.metainfo import InvalidMetainfo, Metainfo
 
 METAINFO = "metainfo"
 """Name of the sidecar that holds a blob's metainfo."""
@@ -30,16 +30,8 @@ METAINFO = "metainfo"
 KEPT = "kept"
 """Name of the sidecar of a blob that garbage collection leaves alone."""
 
-BACKED = "backed"
-"""Name of the sidecar of a blob that a backend has: a JSON list of ``<backend>|<repository>``."""
-
-_MAX_BACKED = 256
-"""Entries in that sidecar; further backends are asked again at each push."""
-
 DAMAGED = ".damaged"
 """Suffix of a copy that was set aside."""
-
-_READ = 1024 * 1024
 
 _MAX_WRITTEN = 65_536
 """Blobs that are remembered as written by this process."""
@@ -73,6 +65,7 @@ class LocalBlobs:
         """`clock` gives epoch seconds."""
         self._store = store
         self._clock = clock
+        self.backing = Backing(store)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._reading = threading.Lock()
         self._noting = threading.Lock()
@@ -116,11 +109,17 @@ class LocalBlobs:
         return whole
 
     def hold(
-        self, digests: Iterable[Digest], seconds: float, *, kept: bool = False
+        self,
+        digests: Iterable[Digest],
+        seconds: float,
+        *,
+        kept: bool = False,
+        unbacked: bool = False,
     ) -> dict[Digest, int]:
         """Sizes of those that are here and whole, for a host that gives up its own copies of them.
 
-        `give_up_spare` spares these for so many seconds. `kept` as in `rely`.
+        `give_up_spare` spares these for so many seconds. `kept` as in `rely`; `unbacked` as in
+        `note_unbacked`.
         """
         sizes = {}
         for digest in digests:
@@ -133,6 +132,8 @@ class LocalBlobs:
                 self._hold(digest, seconds)
                 if kept and not self.is_kept(digest):
                     self._store.write_sidecar(digest, KEPT, b"", durable=True)
+                if unbacked:
+                    self.backing.note_unbacked(digest)
             sizes[digest] = whole.metainfo.size
         return sizes
 
@@ -164,14 +165,17 @@ class LocalBlobs:
         kept: bool = False,
         used: float | None = None,
         backed: Collection[str] = (),
+        unbacked: bool = False,
     ) -> StoredBlob:
         """Move a verified file into place; when this returns, it is on stable storage.
 
         `kept`: garbage collection leaves the blob alone for good. `used` (epoch seconds): when
-        somebody last relied on it, if that is not now. `backed` as in `note_backed`.
+        somebody last relied on it, if that is not now. `backed` as in `note_backed`, `unbacked` as
+        in `note_unbacked`.
         """
         digest = Digest.parse(metainfo.digest)
         sidecars = {METAINFO: metainfo.encode()} | ({KEPT: b""} if kept else {})
+        sidecars |= {UNBACKED: b""} if unbacked else {}
         with self._lock(digest):
             # An upload in many chunks may have been written to for the last time long ago.
             now = round(self._clock() * 1e9)
@@ -179,35 +183,30 @@ class LocalBlobs:
             os.utime(file, ns=(last, file.stat().st_mtime_ns if used is None else last))
             blob = self._store.adopt(file, digest, sidecars, durable=True)
             if backed:
-                self._note_backed(digest, backed)
+                self.backing.note(digest, backed)
         with self._noting:
             self._written[digest] = _stamp(blob.path)
             if len(self._written) > _MAX_WRITTEN:
                 del self._written[next(iter(self._written))]
         return blob
 
-    def backed(self, digest: Digest) -> frozenset[str]:
-        """What was noted by `note_backed`; less than that does no harm."""
-        data = self._store.sidecar(digest, BACKED)
-        try:
-            return frozenset(msgspec.json.decode(data, type=list[str]) if data else ())
-        except msgspec.DecodeError:
-            return frozenset()
-
     def note_backed(self, digest: Digest, entries: Collection[str]) -> None:
         """Note that backends have the blob: ``<key of the backend>|<repository>`` each."""
         with self._lock(digest):
             if self._store.stat(digest) is not None:
-                self._note_backed(digest, entries)
+                self.backing.note(digest, entries)
 
-    def _note_backed(self, digest: Digest, entries: Collection[str]) -> None:
-        # One repository stands for all that have their blobs in the same place.
-        known = {entry.rpartition("|")[0]: entry for entry in self.backed(digest)}
-        new = {entry.rpartition("|")[0]: entry for entry in entries}
-        if not new.keys() <= known.keys():
-            noted = sorted((new | known).values())[:_MAX_BACKED]
-            data = msgspec.json.encode(noted)
-            self._store.write_sidecar(digest, BACKED, data, durable=False)
+    def forget_backed(self, digest: Digest) -> None:
+        """The opposite: a backend has lost it."""
+        with self._lock(digest):
+            if self._store.stat(digest) is not None:
+                self.backing.forget(digest)
+
+    def note_unbacked(self, digest: Digest) -> None:
+        """Note that a repository without a backend has the blob; durable on return."""
+        with self._lock(digest):
+            if self._store.stat(digest) is not None:
+                self.backing.note_unbacked(digest)
 
     def pinned_by(self, is_pinned: Callable[[Digest], bool]) -> None:
         """Never give up copies of which this says so, in whatever thread."""
@@ -223,10 +222,13 @@ class LocalBlobs:
             written = self._written.get(whole.blob.digest)
         return written is not None and written == _stamp(whole.blob.path)
 
+    def is_sound(self, whole: Whole) -> bool:
+        """Whether the copy is what it should be: one that was not written just now is read."""
+        return self.is_as_written(whole) or self.recheck(whole.blob.digest)
+
     def is_kept(self, digest: Digest) -> bool:
         """Whether garbage collection leaves the blob alone. A damaged mark is a mark, too."""
-        path = self._store.path(digest)
-        return path.with_name(f"{path.name}.{KEPT}").exists()
+        return self._store.is_marked(digest, KEPT)
 
     @contextmanager
     def in_use(self, digest: Digest) -> Iterator[None]:
@@ -271,7 +273,7 @@ class LocalBlobs:
         """Remove a copy that all owners have, unless it has to stay; the bytes freed, or None.
 
         It stays while it is in use, when somebody relied on it since `cutoff` (epoch seconds), or
-        while another host counts on it (`hold`). That it is kept means: by its owners.
+        while another host counts on it (`hold`). That it is kept or unbacked means: by its owners.
         """
         with self._lock(digest):
             copy = self._copy(digest)
@@ -283,18 +285,13 @@ class LocalBlobs:
         return copy.size
 
     def evict(self, digest: Digest) -> int | None:
-        """Remove a copy to make room, if a backend has it and nobody uses it; the bytes freed."""
+        """Remove a copy to make room, if it would come back and nobody uses it; the bytes freed."""
         with self._lock(digest):
             copy = self._copy(digest)
-            if copy is None or copy.in_use or not self.backed(digest):
+            if copy is None or copy.in_use or not self.backing.may_go(digest):
                 return None
             self._remove(digest)
         return copy.size
-
-    def is_backed(self, digest: Digest) -> bool:
-        """Whether there is a note of `note_backed`, which `backed` would have to read."""
-        path = self._store.path(digest)
-        return path.with_name(f"{path.name}.{BACKED}").exists()
 
     def note_use(self, whole: Whole) -> None:
         """Somebody reads the copy: note it, but not for each one of many readers."""
@@ -317,7 +314,14 @@ class LocalBlobs:
         with self._noting:
             in_use = digest in self._in_use or self._pinned(digest)
         last_used = max(status.st_atime, status.st_mtime)
-        return Copy(digest, status.st_size, last_used, self.is_kept(digest), in_use)
+        return Copy(
+            digest,
+            status.st_size,
+            last_used,
+            self.is_kept(digest),
+            in_use,
+            self.backing.is_unbacked(digest),
+        )
 
     def _lock(self, digest: Digest) -> threading.Lock:
         return self._locks[hash(digest) % _LOCKS]
@@ -361,20 +365,45 @@ class LocalBlobs:
         """Epoch seconds: when somebody last relied on what lies aside now."""
         used = []
         for path in self._store.places(digest):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 status = damaged(path).stat()
                 used.append(max(status.st_atime, status.st_mtime))
         return max(used, default=None)
 
     def set_aside(self, digest: Digest) -> None:
-        """The disk cannot read the copy: put it out of every reader's way."""
-        path = self._store.path(digest)
-        try:
-            path.rename(damaged(path))
-        except FileNotFoundError:
+        """The disk could not read the copy: put it out of every reader's way, if it still cannot.
+
+        An error of a moment (a cable, a reset of the controller) is not worth the copy.
+        """
+        with suppress(OSError):
+            self.recheck(digest)
             return
+        with self._lock(digest):
+            path = self._store.path(digest)
+            try:
+                path.rename(damaged(path))
+            except FileNotFoundError:
+                return
         log.error("set aside a copy that cannot be read", digest=str(digest))
         self._on_damage(digest)
+
+    def put_back(self, digest: Digest) -> bool:
+        """Put what lies aside in its place again if all of it can be read, and is right after all.
+
+        For a blob that is nowhere else.
+        """
+        for path in self._store.places(digest):
+            aside = damaged(path)
+            try:
+                with aside.open("rb", buffering=0) as file:
+                    right = measure(file, digest.algorithm).digest == str(digest)
+            except OSError:
+                continue
+            with self._lock(digest):
+                if right and self._store.stat(digest) is None:
+                    aside.rename(path)
+                    return True
+        return False
 
     def write_metainfo(self, metainfo: Metainfo) -> None:
         """Replace a metainfo that is not that of the copy."""
@@ -444,30 +473,26 @@ class LocalBlobs:
                 metainfo = measure(file, digest.algorithm)
                 if metainfo.digest == str(digest):
                     return metainfo
-                replaced = os.fstat(file.fileno()).st_ino != path.stat().st_ino
+                with self._lock(digest):
+                    replaced = os.fstat(file.fileno()).st_ino != path.stat().st_ino
+                    if not replaced:
+                        path.rename(damaged(path))
         except FileNotFoundError:
             return None
         if replaced:
             return self._metainfo(digest)  # A good copy took its place while this one was read.
         log.error("set aside a damaged copy", digest=str(digest), found=metainfo.digest)
-        path.rename(damaged(path))
         self._on_damage(digest)
         return None
 
     def _set_aside(self, digest: Digest, metainfo: Metainfo) -> StoredBlob | None:
-        path = self._store.path(digest)
-        aside = damaged(path)
-        try:
-            os.rename(path, aside)
-            found = aside.stat().st_size
-        except FileNotFoundError:
-            return None
-        if found == metainfo.size:
-            # A good copy had taken the damaged one's place since its size was read.
-            os.rename(aside, path)
-            return self._store.stat(digest)
+        with self._lock(digest):
+            blob = self._store.stat(digest)
+            if blob is None or blob.size == metainfo.size:
+                return blob  # A good copy has taken the damaged one's place since.
+            blob.path.rename(damaged(blob.path))
         log.error(
-            "set aside a damaged copy", digest=str(digest), size=found, expected=metainfo.size
+            "set aside a damaged copy", digest=str(digest), size=blob.size, expected=metainfo.size
         )
         self._on_damage(digest)
         return None
@@ -482,17 +507,3 @@ def _stamp(path: Path) -> tuple[int, int]:
 def damaged(path: Path) -> Path:
     """Where a damaged copy is kept, out of every reader's way."""
     return path.with_name(path.name + DAMAGED)
-
-
-def measure(file: FileIO, algorithm: str) -> Metainfo:
-    """Read an open file once, from its start: its digest, size and pieces."""
-    hasher = new_hasher(algorithm)
-    buffer = memoryview(bytearray(_READ))
-    pieces = PieceHasher(piece_size_for(os.fstat(file.fileno()).st_size))
-    size = 0
-    while count := file.readinto(buffer):
-        hasher.update(buffer[:count])
-        pieces.update(buffer[:count])
-        size += count
-    digest = f"{algorithm}:{hasher.hexdigest()}"
-    return Metainfo(digest, size, pieces.piece_size, pieces.finish())

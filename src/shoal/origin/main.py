@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -26,9 +27,12 @@ from shoal.origin.local import LocalBlobs
 from shoal.origin.readiness import Readiness
 from shoal.origin.receiving import Receiver
 from shoal.origin.refresh import Refresh
+from shoal.origin.repair import AskWanted
 from shoal.origin.seeding import OwnersShare, SeededBlobs
 from shoal.origin.service import OriginService
 from shoal.origin.sweep import Sweeper
+from shoal.origin.upkeep import Upkeep
+from shoal.origin.upkeep_api import UpkeepRoutes
 from shoal.origin.uploads import ChunkedUploads
 from shoal.origin.writeback import WriteBack
 from shoal.queue.database import QueueUnusable
@@ -68,108 +72,176 @@ def main(loaded: Loaded[OriginConfig], *, faults: bool = False) -> None:
 
 async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
     http = HttpClient(user_agent="shoal-origin")
-    cluster = OriginCluster(http, config.origins)
-    volumes = await in_thread(_open_volumes, config)
-    store = await in_thread(BlobStore, volumes)
-    sessions = await in_thread(UploadSessions, volumes.under("uploads"))
-    local = LocalBlobs(store)
-
-    def forget(digest: Digest) -> None:
-        node.remove(digest)
-
-    def busy(digest: Digest) -> bool:
-        shared = node.blobs.get(digest)
-        return shared is not None and shared.pieces.file.shared
-
-    copies = BackedCopies(store, local, busy, forget)
-    room = Room(volumes, config.cache.limits, copies)
-    receiver = Receiver(
-        store, idle_timeout=config.idle_timeout, max_blob=config.max_blob, room=room
-    )
-    backends = _open_backends(config, http)
-    stored = BlobBackends(backends, _patterns(config))
-    writeback = await _write_back(config, local, cluster, stored)
-    service = OriginService(
-        config.member,
-        local,
-        receiver,
-        cluster,
-        writeback,
-        memory_cache=config.memory_cache,
-    )
-    refresh = Refresh(
-        config.member,
-        local,
-        receiver,
-        cluster,
-        stored,
-        config=config.refresh,
-        keep=service.keep_fetched,
-        spread=service.replicate,
-        show=lambda growing: seeded.show(node, growing),
-        unshow=forget,
-    )
-    service.connect(refresh)
-    uploads = ChunkedUploads(sessions, receiver, service)
-
-    seeded = SeededBlobs(local, forget)
-    plan = OwnersShare(config.member, cluster.owners)
-    try:
-        node = SwarmNode(config.peer, _peer(config), seeded, seeding=plan)
-    except CannotSecure as error:
-        raise SystemExit(str(error)) from None
-    index = None if config.build_index is None else BuildIndexClient(http, config.build_index)
-    sweeper = _sweeper(config, index, local, forget)
-    joining = Joining(config, cluster.listed)
-    readiness = Readiness(config, volumes, joining, lambda: node.listening)
-
-    async def missing() -> list[str]:
-        return [*await readiness.missing(), *await writeback.missing()]
-
-    app = origin_application(
-        service,
-        uploads,
-        refresh,
-        node.peer,
-        sweeper,
-        readiness=missing,
-        request_timeout=config.request_timeout,
-    )
-
-    async def get_swarm(_: web.Request) -> web.Response:
-        return web.json_response(swarm_view(node))
-
-    app.router.add_get("/swarm", get_swarm)
+    origin = await _Origin.assemble(config, http)
+    app = origin.application()
     if faults:
         faults_on_purpose.add_to(app)
-    chores = [asyncio.create_task(_expire(uploads, config.upload_ttl), name="expiry of uploads")]
-    chores.append(asyncio.create_task(room.watch(), name="room"))
+    joining = Joining(config, origin.cluster.listed)
+    origin.readiness = Readiness(config, origin.volumes, joining, lambda: origin.node.listening)
+    chores = [asyncio.create_task(work, name=name) for name, work in origin.chores()]
     chores.append(asyncio.create_task(joining.run(stop), name="joining"))
-    if sweeper is not None and config.gc.interval:
-        chores.append(asyncio.create_task(sweeper.sweep_every(config.gc.interval), name="sweeps"))
     try:
-        await cluster.start()
-        if index is not None:
-            await index.start()
-        await _listen_to_peers(node, config)
+        await origin.start()
         await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
     finally:
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
-        await refresh.close()
-        # Uploads were acknowledged at the write quorum; the copies beyond it get their time, too.
-        await cluster.drain(config.shutdown_grace / 2)
-        await writeback.stop(config.shutdown_grace / 4)
-        await cluster.close()
-        if index is not None:
-            await index.close()
-        await node.stop()
-        await seeded.close()
-        await backends.close()
+        await origin.stop()
         await http.close()
     if joining.failure:
         raise SystemExit(joining.failure)
+
+
+@dataclass
+class _Origin:
+    """The parts of one origin, put together."""
+
+    config: OriginConfig
+    cluster: OriginCluster
+    volumes: Volumes
+    room: Room
+    backends: Backends
+    writeback: WriteBack
+    service: OriginService
+    refresh: Refresh
+    uploads: ChunkedUploads
+    seeded: SeededBlobs
+    node: SwarmNode
+    index: BuildIndexClient | None
+    sweeper: Sweeper | None
+    upkeep: Upkeep
+    readiness: Readiness | None = None
+
+    @classmethod
+    async def assemble(cls, config: OriginConfig, http: HttpClient) -> _Origin:
+        """Open what is on disk and wire the parts; nothing runs yet but the write-back."""
+        cluster = OriginCluster(http, config.origins)
+        volumes = await in_thread(_open_volumes, config)
+        store = await in_thread(BlobStore, volumes)
+        sessions = await in_thread(UploadSessions, volumes.under("uploads"))
+        local = LocalBlobs(store)
+
+        def forget(digest: Digest) -> None:
+            node.remove(digest)
+
+        def busy(digest: Digest) -> bool:
+            shared = node.blobs.get(digest)
+            return shared is not None and shared.pieces.file.shared
+
+        room = Room(volumes, config.cache.limits, BackedCopies(store, local, busy, forget))
+        receiver = Receiver(
+            store, idle_timeout=config.idle_timeout, max_blob=config.max_blob, room=room
+        )
+        backends = _open_backends(config, http)
+        stored = BlobBackends(backends, _patterns(config))
+        writeback = await _write_back(config, local, cluster, stored)
+        service = OriginService(
+            config.member, local, receiver, cluster, writeback, memory_cache=config.memory_cache
+        )
+        seeded = SeededBlobs(local, forget)
+        node = _node(config, seeded, cluster)
+        refresh = Refresh(
+            config.member,
+            local,
+            receiver,
+            cluster,
+            stored,
+            config=config.refresh,
+            keep=service.keep_fetched,
+            spread=service.replicate,
+            show=lambda growing: seeded.show(node, growing),
+            unshow=forget,
+        )
+        service.connect(refresh)
+        index = None if config.build_index is None else BuildIndexClient(http, config.build_index)
+        wanted = _wanted(index)
+        upkeep = Upkeep(
+            config,
+            cluster,
+            store,
+            local,
+            service,
+            forget=forget,
+            wanted=wanted,
+            debts=writeback,
+            repositories=lambda digest: {
+                entry.rpartition("|")[2] for entry in local.backing.entries(digest)
+            },
+        )
+        sweeper = None
+        if wanted is not None:
+            sweeper = Sweeper(config.member, local, wanted, forget, grace=config.gc.grace)
+        return cls(
+            config,
+            cluster,
+            volumes,
+            room,
+            backends,
+            writeback,
+            service,
+            refresh,
+            ChunkedUploads(sessions, receiver, service),
+            seeded,
+            node,
+            index,
+            sweeper,
+            upkeep,
+        )
+
+    def application(self) -> web.Application:
+        """The HTTP API."""
+        app = origin_application(
+            self.service,
+            self.uploads,
+            self.refresh,
+            self.node.peer,
+            self.sweeper,
+            readiness=self._missing,
+            request_timeout=self.config.request_timeout,
+        )
+        UpkeepRoutes(self.upkeep).add_to(app.router)
+
+        async def get_swarm(_: web.Request) -> web.Response:
+            return web.json_response(swarm_view(self.node))
+
+        app.router.add_get("/swarm", get_swarm)
+        return app
+
+    async def _missing(self) -> list[str]:
+        if self.readiness is None:
+            return ["the origin is starting"]
+        return [*await self.readiness.missing(), *await self.writeback.missing()]
+
+    def chores(self) -> Iterator[tuple[str, Coroutine[object, object, None]]]:
+        """What runs as long as the origin does."""
+        yield "expiry of uploads", _expire(self.uploads, self.config.upload_ttl)
+        yield "room", self.room.watch()
+        if self.sweeper is not None and self.config.gc.interval:
+            yield "sweeps", self.sweeper.sweep_every(self.config.gc.interval)
+
+    async def start(self) -> None:
+        """Find the others, and listen to peers."""
+        await self.cluster.start()
+        if self.index is not None:
+            await self.index.start()
+        await _listen_to_peers(self.node, self.config)
+        self.upkeep.start()
+
+    async def stop(self) -> None:
+        """End all in the order in which each can still use what it needs."""
+        grace = self.config.shutdown_grace
+        await self.upkeep.stop()
+        await self.refresh.close()
+        # Uploads were acknowledged at the write quorum; the copies beyond it get their time, too.
+        await self.cluster.drain(grace / 2)
+        await self.writeback.stop(grace / 4)
+        await self.cluster.close()
+        if self.index is not None:
+            await self.index.close()
+        await self.node.stop()
+        await self.seeded.close()
+        await self.backends.close()
 
 
 def _open_backends(config: OriginConfig, http: HttpClient) -> Backends:
@@ -201,19 +273,23 @@ def _open_volumes(config: OriginConfig) -> Volumes:
         raise SystemExit(f'cannot start (config key "volumes"): {error}') from None
 
 
-def _sweeper(
-    config: OriginConfig,
-    index: BuildIndexClient | None,
-    local: LocalBlobs,
-    forget: Callable[[Digest], None],
-) -> Sweeper | None:
+def _wanted(index: BuildIndexClient | None) -> AskWanted | None:
+    """Asks the build-indexes which blobs are needed, if there are any."""
     if index is None:
         return None
 
     async def wanted(digests: Sequence[Digest], deadline: Deadline) -> set[Digest]:
         return await index.wanted(digests, deadline=deadline)
 
-    return Sweeper(config.member, local, wanted, forget, grace=config.gc.grace)
+    return wanted
+
+
+def _node(config: OriginConfig, seeded: SeededBlobs, cluster: OriginCluster) -> SwarmNode:
+    plan = OwnersShare(config.member, cluster.owners)
+    try:
+        return SwarmNode(config.peer, _peer(config), seeded, seeding=plan)
+    except CannotSecure as error:
+        raise SystemExit(str(error)) from None
 
 
 async def _listen_to_peers(node: SwarmNode, config: OriginConfig) -> None:

@@ -38,6 +38,9 @@ class StatRequest(msgspec.Struct):
     backed: Annotated[list[str], msgspec.Meta(max_length=MAX_NAMESPACES)] = []
     """Repositories whose backends have the blobs, as the one who asks knows."""
 
+    unbacked: bool = False
+    """Other repositories that have no backend have them, too: they are not evicted."""
+
 
 class StatAnswer(msgspec.Struct):
     """Sizes in bytes of those that are here; the others are not."""

@@ -138,13 +138,15 @@ class Placing:
         pace: Pace | None = None,
         namespaces: Sequence[str] = (),
         backed: Sequence[str] = (),
+        unbacked: bool = False,
     ) -> None:
         """Make sure that this one host has the blob, verified and on stable storage.
 
         `kept`: garbage collection leaves that copy alone for good. `used` (epoch seconds): the copy
         is as old as that, and its grace time does not begin anew. `pace` is waited for before each
         part of the body. `namespaces`: repositories whose backends the host is to see to that they
-        get it; `backed`: those whose backends have it. Raises `CallFailed`.
+        get it; `backed`: those whose backends have it; `unbacked`: others have none, so that the
+        copy must not be evicted. Raises `CallFailed`.
         """
         if size >= PROBE_FROM:
             question = StatRequest(
@@ -153,6 +155,7 @@ class Placing:
                 kept=kept,
                 namespaces=list(namespaces),
                 backed=list(backed),
+                unbacked=unbacked,
             )
             present = await self._members.stat(host, question, deadline)
             if present.get(str(digest)) == size:
@@ -161,6 +164,8 @@ class Placing:
         query += [("backed", name) for name in backed]
         if kept:
             query.append(("kept", "true"))
+        if unbacked:
+            query.append(("unbacked", "true"))
         if used is not None:
             query.append(("used", f"{used:.3f}"))
         url = url_of(host, f"/internal/blobs/{digest}?{urlencode(query)}".rstrip("?"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shoal.model.digest import Digest
 from shoal.model.errors import DigestInvalid, InsufficientStorage, SizeInvalid, TooLarge
-from shoal.origin.local import measure
+from shoal.origin.measuring import measure
 from shoal.store.blobs import BlobStore
 from shoal.store.full import is_full
 from shoal.store.ingest import Stalled, ingest

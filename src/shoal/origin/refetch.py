@@ -29,6 +29,7 @@ class DamagedCopies(Protocol):
     def damaged_copies(self) -> list[Digest]: ...
     def last_used_of_damaged(self, digest: Digest) -> float | None: ...
     def discard_damaged(self, digest: Digest) -> None: ...
+    def put_back(self, digest: Digest) -> bool: ...
 
 
 class Source(Protocol):
@@ -57,7 +58,10 @@ class Refetcher:
         owns: Callable[[Digest], bool],
         bandwidth: Bandwidth,
     ) -> None:
-        """`owns`: whether this host should have the blob; else what lies aside is thrown away."""
+        """`owns`: whether this host should have the blob.
+
+        Otherwise what lies aside is thrown away when another one has it.
+        """
         self._copies = copies
         self._find = find
         self._store = store
@@ -65,14 +69,14 @@ class Refetcher:
         self._bandwidth = bandwidth
         self._queue: asyncio.Queue[Digest] = asyncio.Queue()
         self._queued: set[Digest] = set()
-        self.lacking: frozenset[Digest] = frozenset()
+        self.lacking: set[Digest] = set()
         """Blobs of which only a damaged copy was here at the last look, or since."""
         self.lost: set[Digest] = set()
         """Those of them that no member and no backend has."""
 
     def damaged(self, digest: Digest) -> None:
         """A copy was set aside: fetch it anew. For the event loop's thread."""
-        self.lacking |= {digest}
+        self.lacking.add(digest)
         metrics.DAMAGED.set(len(self.lacking))
         if digest not in self._queued:
             self._queued.add(digest)
@@ -81,7 +85,7 @@ class Refetcher:
     async def look(self) -> None:
         """Find all that lies aside; what has come meanwhile is no longer lacking."""
         lacking = await in_thread(self._copies.damaged_copies)
-        self.lacking = frozenset(lacking)
+        self.lacking = set(lacking)
         self.lost &= self.lacking
         metrics.DAMAGED.set(len(self.lacking))
         for digest in lacking:
@@ -103,6 +107,10 @@ class Refetcher:
                 digest = await self._queue.get()
                 try:
                     await self._fetch(digest)
+                except OSError as error:  # a volume that failed; there may be others
+                    log.exception(
+                        "a damaged copy stays aside", digest=str(digest), error=str(error)
+                    )
                 finally:
                     self._queued.discard(digest)
 
@@ -112,23 +120,26 @@ class Refetcher:
                 group.create_task(work(), name="fetching of damaged copies")
 
     async def _fetch(self, digest: Digest) -> None:
-        if not self._owns(digest):
-            await self._done(digest)
-            return
         used = await in_thread(self._copies.last_used_of_damaged, digest)
         try:
             blob = await self._find(digest)
-            await self._store(digest, self._slowly(blob), blob.size, used)
+            if self._owns(digest):
+                await self._store(digest, self._slowly(blob), blob.size, used)
         except NotFound as error:
+            if await in_thread(self._copies.put_back, digest):
+                log.warning("a blob that was set aside is good, and put back", digest=str(digest))
+                await self._done(digest)
+                return
             self.lost.add(digest)
-            log.error("a damaged blob is nowhere else", digest=str(digest), error=error.detail)
+            log.error("a damaged blob is nowhere else", digest=str(digest), error=error.detail)  # noqa: TRY400
         except (CallFailed, ApiError, Stalled, OSError) as error:
             log.warning(
                 "a damaged blob cannot be fetched yet", digest=str(digest), error=str(error)
             )
         else:
-            metrics.FETCHED.inc()
-            log.info("a damaged blob was fetched anew", digest=str(digest), size=blob.size)
+            if self._owns(digest):
+                metrics.FETCHED.inc()
+                log.info("a damaged blob was fetched anew", digest=str(digest), size=blob.size)
             await self._done(digest)
 
     async def _slowly(self, blob: Source) -> AsyncIterator[bytes]:
@@ -138,6 +149,6 @@ class Refetcher:
 
     async def _done(self, digest: Digest) -> None:
         await in_thread(self._copies.discard_damaged, digest)
-        self.lacking -= {digest}
+        self.lacking.discard(digest)
         self.lost.discard(digest)
         metrics.DAMAGED.set(len(self.lacking))

@@ -23,7 +23,7 @@ import structlog
 from shoal.model.digest import Digest
 from shoal.origin import upkeep_metrics as metrics
 from shoal.origin.config import RepairConfig
-from shoal.origin.repair_plan import Plan, Said, may_go, others_before, owners_besides, plan
+from shoal.origin.repair_plan import HOLD, Plan, Said, may_go, others_before, owners_besides, plan
 from shoal.origin.retention import Copy
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
@@ -60,7 +60,7 @@ class Peers(Protocol):
     def rings(self, digests: Iterable[Digest]) -> dict[Digest, list[str]]: ...
     async def sizes(self, host: str, digests: Sequence[Digest]) -> dict[Digest, int]: ...
     async def hold(
-        self, host: str, digests: Sequence[Digest], *, kept: bool
+        self, host: str, digests: Sequence[Digest], *, kept: bool, unbacked: bool
     ) -> dict[Digest, int]: ...
     async def send(self, host: str, copy: Copy) -> bool: ...
 
@@ -132,6 +132,7 @@ class Repairer:
         wanted: AskWanted | None,
         young: float,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`name` is this host's in the ring.
 
@@ -148,6 +149,7 @@ class Repairer:
         self._wanted = wanted
         self._young = young
         self._clock = clock
+        self._monotonic = monotonic
         self._changed_at = clock()
         self._wake = asyncio.Event()
         self._asked_for: frozenset[str] | None = frozenset()
@@ -382,10 +384,13 @@ class Repairer:
         }
         if not candidates:
             return
+        until = self._monotonic() + HOLD / 2
         held = await self._held(list(candidates.values()), look)
         if self._changed_at != changed_at:
             return  # The owners that were asked may be others now.
         for digest in held:
+            if self._monotonic() >= until:
+                return  # This process was stopped: the owners may count on this copy by now.
             freed = await in_thread(self._copies.give_up_spare, digest, now - grace)
             if freed is None:
                 continue
@@ -398,16 +403,17 @@ class Repairer:
 
     async def _held(self, looks: Sequence[_Look], look: Pass) -> list[Digest]:
         """Those of which every owner says, once more, that it has them and that they stay."""
-        questions: dict[tuple[str, bool], list[_Look]] = {}
+        questions: dict[tuple[str, bool, bool], list[_Look]] = {}
         for one in looks:
+            marks = one.copy.kept, one.copy.unbacked
             for host in one.ring[: self._peers.replicas]:
-                questions.setdefault((host, one.copy.kept), []).append(one)
+                questions.setdefault((host, *marks), []).append(one)
         held: Counter[Digest] = Counter()
 
-        async def ask(host: str, kept: bool, looks: Sequence[_Look]) -> None:
+        async def ask(host: str, kept: bool, unbacked: bool, looks: Sequence[_Look]) -> None:
             try:
                 sizes: Mapping[Digest, int] = await self._peers.hold(
-                    host, [one.copy.digest for one in looks], kept=kept
+                    host, [one.copy.digest for one in looks], kept=kept, unbacked=unbacked
                 )
             except CallFailed as error:
                 look.unasked[host] = error.detail

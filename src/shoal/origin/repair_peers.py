@@ -33,9 +33,6 @@ SEND_TIMEOUT = 30.0
 SLOWEST = 4 * 1024 * 1024
 """Bytes per second below which a transfer without a limit is given up."""
 
-HOLD = 300.0
-"""Seconds for which a copy stays on which somebody counts who removes his own."""
-
 REPAIR = "/internal/repair"
 HOLDING = "/internal/repair/hold"
 
@@ -49,6 +46,9 @@ class HoldRequest(msgspec.Struct, frozen=True):
 
     kept: bool = False
     """Garbage collection leaves those that are here alone for good."""
+
+    unbacked: bool = False
+    """Somebody relies on the origins alone: those that are here are not evicted."""
 
 
 class RepairPeers:
@@ -98,9 +98,15 @@ class RepairPeers:
         """
         return await self._ask(host, STAT, StatRequest([*map(str, digests)]), digests)
 
-    async def hold(self, host: str, digests: Sequence[Digest], *, kept: bool) -> dict[Digest, int]:
-        """Sizes of those that are whole on one member and stay there; raises `CallFailed`."""
-        return await self._ask(host, HOLDING, HoldRequest([*map(str, digests)], kept), digests)
+    async def hold(
+        self, host: str, digests: Sequence[Digest], *, kept: bool, unbacked: bool
+    ) -> dict[Digest, int]:
+        """Sizes of those that are whole on one member and stay there; raises `CallFailed`.
+
+        `kept` and `unbacked` as in `HoldRequest`.
+        """
+        body = HoldRequest([*map(str, digests)], kept, unbacked)
+        return await self._ask(host, HOLDING, body, digests)
 
     async def _ask(
         self, host: str, path: str, body: object, digests: Sequence[Digest]
@@ -138,6 +144,7 @@ class RepairPeers:
                     pace=self._bandwidth.take,
                     namespaces=terms.pending,
                     backed=terms.backed,
+                    unbacked=terms.unbacked,
                 )
             finally:
                 await in_thread(os.close, file)

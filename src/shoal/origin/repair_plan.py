@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+HOLD = 300.0
+"""Seconds for which a copy stays on which somebody counts who removes his own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Said:

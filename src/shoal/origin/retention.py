@@ -26,6 +26,8 @@ class Copy:
 
     kept: bool = False
     in_use: bool = False
+    unbacked: bool = False
+    """Somebody relies on the origins alone for it, whatever a backend has."""
 
 
 def stays(copy: Copy, cutoff: float) -> Reason | None:

@@ -161,9 +161,10 @@ class Scrubber:
         except FileNotFoundError:
             return  # It was removed meanwhile.
         except OSError as error:
+            log.error("a blob cannot be read", digest=str(digest), error=str(error))  # noqa: TRY400
             if error.errno not in {errno.EIO, errno.EUCLEAN, errno.EBADMSG}:
-                raise
-            log.error("a blob cannot be read", digest=str(digest), error=str(error))
+                position.after = str(digest)  # No sign of rot: the next scrub looks at it again.
+                return
             await self._call(self._copies.set_aside, digest)
             good = False
         else:

@@ -43,6 +43,9 @@ class BackendTerms:
     backed: tuple[str, ...]
     """It has it."""
 
+    unbacked: bool
+    """There are others that have none: for them the origins' copies are all there is."""
+
 
 class Fetcher(Protocol):
     """Fetches what no origin has (`shoal.origin.refresh.Refresh`)."""
@@ -92,26 +95,33 @@ class OriginService:
         used: float | None = None,
         namespaces: Sequence[str] = (),
         backed: Sequence[str] = (),
+        unbacked: bool = False,
     ) -> bool:
         """Make a copy on this host alone, from the whole blob; False when it was here already.
 
         On return the copy is verified and on stable storage. `kept`: garbage collection leaves it
         alone for good; `used` (epoch seconds): otherwise it is as old as that, not new.
         `namespaces`: repositories whose backends are to get it, which is noted as durably;
-        `backed`: those whose backends have it. On any error nothing is kept; raises what
+        `backed`: those whose backends have it; `unbacked`: there are others that have none, so that
+        it is not evicted. On any error nothing is kept; raises what
         `Receiver.receive` and `WriteBack.taking` raise.
         """
         self._writeback.check(namespaces)
         with self._local.in_use(digest):
             whole = await in_thread(self._local.rely, digest, kept=kept, used=used)
             if whole is not None and size in (None, whole.metainfo.size):
-                await self._rely([digest], namespaces, backed)
+                await self._rely([digest], namespaces, backed, unbacked=unbacked)
                 await self._receiver.skip(source)
                 return False
             received = await self._receiver.receive(digest, source, size)
             try:
                 await self._keep(
-                    received, kept=kept, used=used, namespaces=namespaces, backed=backed
+                    received,
+                    kept=kept,
+                    used=used,
+                    namespaces=namespaces,
+                    backed=backed,
+                    unbacked=unbacked,
                 )
             except BaseException:
                 await asyncio.shield(submit(received.discard))
@@ -127,14 +137,15 @@ class OriginService:
         kept: bool = False,
         namespaces: Sequence[str] = (),
         backed: Sequence[str] = (),
+        unbacked: bool = False,
     ) -> dict[Digest, int]:
         """Sizes of those blobs that are on this host.
 
         `keep`: the caller relies on them, their grace time begins anew; `kept`: garbage collection
-        leaves them alone for good; `namespaces` and `backed` as in `store`.
+        leaves them alone for good; the others as in `store`.
         """
         self._writeback.check(namespaces)
-        if not namespaces and not backed:
+        if not namespaces and not backed and not unbacked:
             return await in_thread(self._local.sizes, digests, rely=keep, kept=kept)
         with ExitStack() as stack:
             asked = list(digests)
@@ -142,14 +153,22 @@ class OriginService:
                 # Until it is pinned, or it could be evicted under a task for another backend.
                 stack.enter_context(self._local.in_use(digest))
             sizes = await in_thread(self._local.sizes, asked, rely=keep, kept=kept)
-            await self._rely(sizes, namespaces, backed)
+            await self._rely(sizes, namespaces, backed, unbacked=unbacked)
         return sizes
 
     async def _rely(
-        self, digests: Iterable[Digest], namespaces: Sequence[str], backed: Sequence[str]
+        self,
+        digests: Iterable[Digest],
+        namespaces: Sequence[str],
+        backed: Sequence[str],
+        *,
+        unbacked: bool,
     ) -> None:
         entries = self._writeback.entries(backed)
+        unbacked = unbacked or self._writeback.are_unbacked(namespaces)
         for digest in digests:
+            if unbacked:
+                await in_thread(self._local.note_unbacked, digest)
             if entries:
                 await in_thread(self._local.note_backed, digest, entries)
             async with self._writeback.taking(digest, namespaces):
@@ -180,16 +199,18 @@ class OriginService:
         return blob
 
     def _open(self, digest: Digest) -> FileBlob | bytes | None:
-        """The copy's file; of a small one the content, if it is as it should be."""
+        """The copy's file; of a small one the content, and nothing if it is damaged."""
         whole = self._local.find(digest)
         if whole is None:
             return None
         try:
             if whole.metainfo.size <= SMALL:
                 data = whole.blob.path.read_bytes()
-                if Digest.of(data, digest.algorithm) == digest:
-                    self._local.note_use(whole)
-                    return data
+                if Digest.of(data, digest.algorithm) != digest:
+                    self._local.recheck(digest)
+                    return None
+                self._local.note_use(whole)
+                return data
             file = os.open(whole.blob.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
@@ -208,25 +229,28 @@ class OriginService:
         used: float | None = None,
         namespaces: Sequence[str] = (),
         backed: Sequence[str] = (),
+        unbacked: bool = False,
     ) -> None:
         """Move a received blob into place; when cancelled, wait until that has come to its end."""
         digest = Digest.parse(received.metainfo.digest)
-        async with self._writeback.taking(digest, namespaces):
-            with refusing_when_full(digest):
-                keeping = submit(
-                    self._local.keep,
-                    received.file,
-                    received.metainfo,
-                    kept=kept,
-                    used=used,
-                    backed=self._writeback.entries(backed),
-                )
-                try:
-                    await asyncio.wait([keeping])
-                except asyncio.CancelledError:
-                    await asyncio.wait([keeping])
-                    raise
-                keeping.result()
+        with self._local.in_use(digest):  # an older copy whose notes count is not evicted now
+            async with self._writeback.taking(digest, namespaces):
+                with refusing_when_full(digest):
+                    keeping = submit(
+                        self._local.keep,
+                        received.file,
+                        received.metainfo,
+                        kept=kept,
+                        used=used,
+                        backed=self._writeback.entries(backed),
+                        unbacked=unbacked or self._writeback.are_unbacked(namespaces),
+                    )
+                    try:
+                        await asyncio.wait([keeping])
+                    except asyncio.CancelledError:
+                        await asyncio.wait([keeping])
+                        raise
+                    keeping.result()
 
     def _unknown(self, digest: Digest) -> BlobUnknown:
         return BlobUnknown(f"{digest} is not on {self.name}", detail={"digest": str(digest)})
@@ -248,8 +272,9 @@ class OriginService:
         own = await self._open_here(digest)
         if own is not None:
             return own
+        soon = deadline.at_most(deadline.remaining() / 2)  # a member that hangs takes no more
         try:
-            return await self._cluster.open(digest, deadline=deadline, besides=self.name)
+            return await self._cluster.open(digest, deadline=soon, besides=self.name)
         except (NotFound, Unreachable) as error:
             try:
                 await self._fetcher.bring(digest, namespace, deadline)
@@ -390,10 +415,14 @@ class OriginService:
 
     async def backend_terms(self, digest: Digest) -> BackendTerms:
         """What whoever gets a copy of this host's blob is to be told of backends."""
-        entries = await in_thread(self._local.backed, digest)
+        backing = self._local.backing
+        pending = tuple(self._writeback.pending(digest)[:MAX_NAMESPACES])
+        if await in_thread(backing.is_unbacked, digest):
+            # What backends have is no reason to give the copy up: nothing is said of them.
+            return BackendTerms(pending, (), unbacked=True)
+        entries = await in_thread(backing.entries, digest)
         backed = sorted({entry.rpartition("|")[2] for entry in entries})
-        pending = self._writeback.pending(digest)
-        return BackendTerms(tuple(pending[:MAX_NAMESPACES]), tuple(backed[:MAX_NAMESPACES]))
+        return BackendTerms(pending, tuple(backed[:MAX_NAMESPACES]), unbacked=False)
 
     async def _send_own(
         self, whole: Whole, targets: Sequence[str], deadline: Deadline
@@ -419,6 +448,7 @@ class OriginService:
                         kept=kept,
                         namespaces=terms.pending,
                         backed=terms.backed,
+                        unbacked=terms.unbacked,
                     )
                     for host in targets
                 ),

@@ -99,13 +99,13 @@ class StatusReport:
         self,
         name: str,
         members: Callable[[], Sequence[str]],
+        *,
         repairer: Repairer,
         refetcher: Refetcher,
         scrubber: Scrubber,
         bandwidth: Bandwidth,
         volumes: Sequence[Path],
         pending: Callable[[], int],
-        *,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`pending`: blobs that wait for their write-back; `clock` gives epoch seconds."""

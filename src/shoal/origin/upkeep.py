@@ -18,7 +18,8 @@ from shoal.origin.disk_watch import DiskWatch
 from shoal.origin.local import LocalBlobs
 from shoal.origin.refetch import Refetcher
 from shoal.origin.repair import AskWanted, Repairer
-from shoal.origin.repair_peers import HOLD, RepairPeers
+from shoal.origin.repair_peers import RepairPeers
+from shoal.origin.repair_plan import HOLD
 from shoal.origin.scrub import Scrubber
 from shoal.origin.service import OriginService
 from shoal.origin.status import OriginStatus, StatusReport
@@ -95,21 +96,23 @@ class Upkeep:
         self._report = StatusReport(
             self._name,
             lambda: cluster.members,
-            self._repairer,
-            self._refetcher,
-            self._scrubber,
-            bandwidth,
-            store.volumes.paths,
-            (lambda: 0) if debts is None else debts.owing,
+            repairer=self._repairer,
+            refetcher=self._refetcher,
+            scrubber=self._scrubber,
+            bandwidth=bandwidth,
+            volumes=store.volumes.paths,
+            pending=(lambda: 0) if debts is None else debts.owing,
         )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin. Call it when the members are known."""
         loop = asyncio.get_running_loop()
-        self._local.on_damage(
-            lambda digest: loop.call_soon_threadsafe(self._refetcher.damaged, digest)
-        )
+
+        def damaged(digest: Digest) -> None:
+            loop.call_soon_threadsafe(self._refetcher.damaged, digest)
+
+        self._local.on_damage(damaged)
         self._cluster.watch(self._changed)
         repair = self._config.repair
         self._run(self._disks.run(repair.disk_check), "watch over the disk")
@@ -147,9 +150,11 @@ class Upkeep:
         """Look now for copies that are missing, on one member or on all."""
         self._repairer.look(None if about is None else {about})
 
-    async def hold(self, digests: Iterable[Digest], *, kept: bool) -> dict[Digest, int]:
+    async def hold(
+        self, digests: Iterable[Digest], *, kept: bool, unbacked: bool
+    ) -> dict[Digest, int]:
         """Sizes of those that are here and stay, for a member that gives up its own copies."""
-        return await in_thread(self._local.hold, digests, HOLD, kept=kept)
+        return await in_thread(self._local.hold, digests, HOLD, kept=kept, unbacked=unbacked)
 
     # -- what happens ---------------------------------------------------------------------------
 

@@ -50,7 +50,7 @@ class UpkeepRoutes:
             digests = [Digest.parse(text) for text in asked.digests]
         except InvalidDigest as error:
             raise DigestInvalid(str(error)) from error
-        sizes = await self._upkeep.hold(digests, kept=asked.kept)
+        sizes = await self._upkeep.hold(digests, kept=asked.kept, unbacked=asked.unbacked)
         return _json(StatAnswer({str(digest): size for digest, size in sizes.items()}))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -34,12 +35,18 @@ from shoal.queue.durable import DurableQueue
 from shoal.queue.tasks import Hopeless, Task
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
-from shoal.web.failures import Unreachable
+from shoal.web.failures import CallFailed, Unreachable
 
 QUEUE = "writeback"
 
 ATTEMPT_TIMEOUT = 60.0
 """Seconds for each question of an attempt; the transfer gets the time for its bytes besides."""
+
+CONFIRM_TIMEOUT = 5.0
+"""Seconds for a backend to say that it still has a blob that is to be evicted."""
+
+SILENT_FOR = 10.0
+"""Seconds for which one that did not say so is not asked again."""
 
 SLOWEST = 64 * 1024
 """Bytes per second below which a transfer to a backend is given up and tried again."""
@@ -102,6 +109,7 @@ class WriteBack:
         self._config = config
         self._owed: dict[Digest, dict[str, str]] = {}
         self._taking: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
+        self._silent: dict[str, float] = {}
         self._writing: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._queue: DurableQueue
 
@@ -125,6 +133,7 @@ class WriteBack:
             owed = _owed(task)
             work._owed.setdefault(Digest.parse(owed.digest), {})[task.key] = owed.repository
         local.pinned_by(work.is_pinned)
+        local.backing.known_by(work.leads_somewhere, work.confirm)
         work._queue.start()
         return work
 
@@ -138,14 +147,71 @@ class WriteBack:
         """Whether this copy must stay as a backend has not got it yet. From any thread."""
         return digest in self._owed
 
+    def owing(self) -> int:
+        """How many blobs a backend has not got yet."""
+        return len(self._owed)
+
     def pending(self, digest: Digest) -> list[str]:
-        """The repositories whose backend is still to be given the blob."""
-        return sorted(set(self._owed.get(digest, {}).values()))
+        """The repositories whose backend is still to be given the blob.
+
+        Not those that the config gives none any more: others would refuse the copy with them.
+        """
+        owing = sorted(set(self._owed.get(digest, {}).values()))
+        return [repository for repository in owing if self._backends.takes_pushes(repository)]
 
     def check(self, repositories: Iterable[str]) -> None:
         """Raise `Denied` when a push to one of them could not be written to a backend."""
         for repository in repositories:
             self._backends.target(repository)
+
+    def leads_somewhere(self, entry: str) -> bool:
+        """Whether a blob could be fetched by what was noted of its backend. From any thread."""
+        key, _, repository = entry.rpartition("|")
+        return self._backends.leads_to(key, repository)
+
+    async def confirm(self, digest: Digest) -> bool:
+        """Whether the backends still have a blob of which it is noted that they do.
+
+        What one has lost is written there anew. Upstream registries are not asked: nothing that was
+        pushed is evicted for their sake.
+        """
+        whole = await in_thread(self._local.find, digest)
+        if whole is None:
+            return False
+        for entry in await in_thread(self._local.backing.entries, digest):
+            repository = entry.rpartition("|")[2]
+            matched = self._backends.source(repository)
+            if matched is None or time.monotonic() < self._silent.get(matched.key, 0.0):
+                return False
+            if matched.upstream:
+                continue
+            name, soon = BlobName(repository, digest), Deadline.after(CONFIRM_TIMEOUT)
+            try:
+                if await matched.stored(name, whole.metainfo.size, deadline=soon):
+                    continue
+            except CallFailed as error:
+                self._silent[matched.key] = time.monotonic() + SILENT_FOR
+                log.warning("nothing is evicted: a backend is silent", error=str(error))
+                return False
+            await self._lost(digest, repository, matched)
+            return False
+        return True
+
+    async def _lost(self, digest: Digest, repository: str, matched: Matched) -> None:
+        log.error(
+            "a backend has lost a blob",
+            digest=str(digest),
+            repository=repository,
+            storage=matched.backend.description,
+        )
+        await in_thread(self._local.forget_backed, digest)
+        if self._backends.takes_pushes(repository):
+            async with self.taking(digest, [repository]):
+                pass  # it is here
+
+    def are_unbacked(self, repositories: Iterable[str]) -> bool:
+        """Whether one of them has no backend, so that what it has must stay on the origins."""
+        return any(map(self._backends.has_none, repositories))
 
     def entries(self, repositories: Iterable[str]) -> list[str]:
         """How the sidecar ``backed`` notes that these repositories' backends have a blob."""
@@ -203,7 +269,7 @@ class WriteBack:
         debts = [_Debt(name, match) for name, match in matched if match is not None]
         if not debts:
             return []
-        entries = await in_thread(self._local.backed, digest)
+        entries = await in_thread(self._local.backing.entries, digest)
         backed = {entry.rpartition("|")[0] for entry in entries}
         return [debt for debt in debts if debt.matched.key not in backed]
 
@@ -215,13 +281,17 @@ class WriteBack:
         new = []
         for debt in debts:
             key = debt.task(digest)
+            before = owed.get(key)
             owed[key] = debt.repository
             payload = msgspec.json.encode(Owed(debt.repository, str(digest), rank)).decode()
             try:
                 if await self._queue.add(key, payload, delay=rank * self._config.stagger):
                     new.append(key)
             except sqlite3.Error as error:
-                await self._take_back(digest, [*new, key])
+                # What was noted for an earlier push stays noted, and pins the copy.
+                if before is None:
+                    self._unpin(digest, [key])
+                await self._take_back(digest, new)
                 raise Unavailable(
                     f"{digest}: {self._name} cannot note that it is to be written to "
                     f"{debt.matched.backend.description}: {error}; nothing of it was kept",
@@ -273,6 +343,9 @@ class WriteBack:
 
     async def _write(self, whole: Whole, name: BlobName, matched: Matched) -> None:
         backend, size = matched.backend, whole.metainfo.size
+        # The storage looks at no digest, and once it has the blob every copy may be evicted.
+        if not await in_thread(self._local.is_sound, whole):
+            raise Unavailable(f"{name.digest} is damaged on {self._name}; it is fetched anew")
         deadline = Deadline.after(ATTEMPT_TIMEOUT).with_transfer(size, SLOWEST)
         with self._local.in_use(name.digest):
             await backend.put(name, whole.blob.path, deadline=deadline)

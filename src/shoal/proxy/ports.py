@@ -64,7 +64,12 @@ class Index(Protocol):
     """The build-index (`shoal.buildindex.client.BuildIndexClient`): what belongs to whom."""
 
     async def find_manifest(
-        self, repository: str, reference: Digest | str, *, deadline: Deadline
+        self,
+        repository: str,
+        reference: Digest | str,
+        *,
+        deadline: Deadline,
+        rely: bool = False,
     ) -> FoundManifest | None: ...
 
     async def has_blob(

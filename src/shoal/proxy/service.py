@@ -100,6 +100,19 @@ class ProxyService:
             raise _no_manifest(repository, reference)
         return found
 
+    async def stat_manifest(
+        self, repository: str, reference: Digest | str, deadline: Deadline
+    ) -> FoundManifest:
+        """What the records say, and a backend that answers soon.
+
+        Clients ask for the tag that they are about to push, and give up when it cannot be told
+        whether it is there. A client that wants the manifest gets it, and learns the truth then.
+        """
+        found = await self._index.find_manifest(repository, reference, deadline=deadline, rely=True)
+        if found is None:
+            raise _no_manifest(repository, reference)
+        return found
+
     async def manifest(self, repository: str, found: FoundManifest, deadline: Deadline) -> bytes:
         body = self._manifests.get(found.digest)
         if body is None:

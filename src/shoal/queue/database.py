@@ -179,13 +179,7 @@ class QueueDatabase:
                 f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
             )
 
-        def bring_forward() -> None:
-            self._connection.execute(
-                "UPDATE tasks SET due = ? WHERE state = 'waiting' AND due > ?",
-                (latest_due, latest_due),
-            )
-
-        self.transact([self._recover, bring_forward])
+        self.transact([self._recover, lambda: self.bring_forward(latest_due)])
 
     def transact(self, steps: Sequence[Callable[[], Any]]) -> list[Any]:
         """Run steps in one transaction and return their results; on an error none has happened."""
@@ -225,6 +219,13 @@ class QueueDatabase:
         self._connection.execute(_AGAIN, (payload, key))
         self._connection.execute(_SOONER, (due, key))
         self.add(key, payload, now, due)
+
+    def bring_forward(self, latest_due: float) -> None:
+        """Leave no task due later than that: the clock may have been set back."""
+        self._connection.execute(
+            "UPDATE tasks SET due = ? WHERE state = 'waiting' AND due > ?",
+            (latest_due, latest_due),
+        )
 
     def withdraw(self, keys: Iterable[str]) -> None:
         """Remove those that still wait for their first attempt."""

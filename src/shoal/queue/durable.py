@@ -77,6 +77,7 @@ class DurableQueue:
         self._watched: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._loop: asyncio.Task[None] | None = None
         self._show_at = 0.0
+        self._seen = clock()
 
     @classmethod
     async def open(cls, name: str, path: Path, config: QueueConfig, work: Work) -> Self:
@@ -207,6 +208,7 @@ class DurableQueue:
         while True:
             self._wake.clear()
             try:
+                await self._mind_the_clock()
                 await self._start_due()
                 await self._remove_dropped()
                 pause = await self._until_next()
@@ -221,6 +223,14 @@ class DurableQueue:
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    async def _mind_the_clock(self) -> None:
+        """When it was set back, what waits would wait for so much longer."""
+        now = self._clock()
+        if now < self._seen:
+            latest = now + self._config.retry.cap
+            await self._commits.write(partial(self._database.bring_forward, latest))
+        self._seen = now
 
     async def _start_due(self) -> None:
         now = self._clock()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import cast, get_args
 
 from aiohttp import web
@@ -18,10 +18,14 @@ from shoal.registry.headers import SUBJECT, TAG, add_warnings
 from shoal.registry.namespaces import internal_repository
 from shoal.registry.ports import Reader, Writer
 from shoal.web.conditions import not_modified
+from shoal.web.deadline import Deadline
 from shoal.web.requests import deadline_of, read_body
 
 MAX_TAGS = 64
 """Tags that one PUT may set; the spec asks for ten at least."""
+
+
+_Find = Callable[[str, Digest | str, Deadline], Awaitable[FoundManifest]]
 
 
 class Manifests:
@@ -36,13 +40,13 @@ class Manifests:
 
     async def head(self, request: web.Request) -> web.StreamResponse:
         """Describe a manifest; its content is not read."""
-        _, headers = await self._find(request)
+        _, headers = await self._find(request, self._reader.stat_manifest)
         if not_modified(request, headers["ETag"]):
             return web.Response(status=304, headers=bare(headers))
         return web.Response(headers=headers)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
-        found, headers = await self._find(request)
+        found, headers = await self._find(request, self._reader.find_manifest)
         if not_modified(request, headers["ETag"]):
             return web.Response(status=304, headers=bare(headers))
         body = await self._reader.manifest(
@@ -50,9 +54,11 @@ class Manifests:
         )
         return web.Response(headers=headers, body=body)
 
-    async def _find(self, request: web.Request) -> tuple[FoundManifest, Mapping[str, str]]:
+    async def _find(
+        self, request: web.Request, find: _Find
+    ) -> tuple[FoundManifest, Mapping[str, str]]:
         name, wanted = internal_repository(request), _existing(request)
-        found = await self._reader.find_manifest(name, wanted, deadline_of(request))
+        found = await find(name, wanted, deadline_of(request))
         if not found.media_type:
             raise ManifestUnknown(
                 f"the tag {wanted} of {name} points to {found.digest}, which is no manifest of it",

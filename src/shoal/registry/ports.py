@@ -44,6 +44,12 @@ class Reader(Protocol):
         """Return what a tag or digest names now, without its bytes; raise `ManifestUnknown`."""
         ...
 
+    async def stat_manifest(
+        self, repository: str, reference: Digest | str, deadline: Deadline
+    ) -> FoundManifest:
+        """As `find_manifest`, for a client that may ask only to find out what it need not push."""
+        ...
+
     async def manifest(self, repository: str, found: FoundManifest, deadline: Deadline) -> bytes:
         """Return the verified bytes of a manifest; raise `ManifestUnknown`."""
         ...

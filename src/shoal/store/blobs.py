@@ -227,6 +227,16 @@ class BlobStore:
         """What was written beside the blob under that name; a missing or damaged one is None."""
         return _read_sidecar(_sidecar_path(self.path(digest), name))
 
+    def is_marked(self, digest: Digest, name: str) -> bool:
+        """Whether there is a sidecar of that name, readable or not; also of a blob set aside."""
+        if _sidecar_path(self.path(digest), name).exists():
+            return True
+        for place in self.places(digest) if len(self.volumes.paths) > 1 else ():
+            with suppress(OSError):  # a volume that failed says nothing of the others
+                if _sidecar_path(place, name).exists():
+                    return True
+        return False
+
     def write_sidecar(self, digest: Digest, name: str, data: bytes, *, durable: bool) -> None:
         """Write or replace a sidecar; readers see the old or the new one, whole.
 

@@ -34,6 +34,12 @@ COUNT_EVERY: Final = 900.0
 PATIENCE: Final = 5.0
 """Seconds until a cache of which too little could be evicted is looked through again."""
 
+AT_ONCE: Final = 8
+"""Copies that are evicted at the same time: each may be a question to a backend."""
+
+ROUNDS: Final = 5
+"""Looks through the cache for one blob: a copy that was chosen may turn out to be in use."""
+
 log = structlog.get_logger()
 
 _BYTES = Gauge("shoal_cache_bytes", "Bytes of the copies on this host's disks, at the last count.")
@@ -140,8 +146,14 @@ class Room:
                 self._reserved.add(reservation)  # not sooner: those who wait have no claim yet
             needed, why = await self._assess(reservation)
             if needed and self._clock() - self._in_vain > PATIENCE:
-                gone = await self._evict(needed)
-                needed, why = await self._assess(reservation)
+                stayed: set[Digest] = set()
+                gone = 0
+                for _ in range(ROUNDS):
+                    refused = len(stayed)
+                    gone += await self._evict(needed, stayed)
+                    needed, why = await self._assess(reservation)
+                    if not needed or len(stayed) == refused:
+                        break
                 if needed:
                     self._note_in_vain(needed, gone)
         if reservation is not None and why is not None:
@@ -186,21 +198,36 @@ class Room:
             )
         return None
 
-    async def _evict(self, needed: Excess) -> int:
-        """Evict what is needed, if there is so much; returns the number of copies."""
+    async def _evict(self, needed: Excess, stayed: set[Digest]) -> int:
+        """Evict what is needed, if there is so much; returns the number of copies.
+
+        Not those that `stayed` when it was tried before; further ones are added to them.
+        """
         reserved = frozenset(entry.digest for entry in self._reserved)
-        chosen = await in_thread(self._look, needed, reserved)
+        chosen = await in_thread(self._look, needed, reserved, frozenset(stayed))
         gone = 0
-        for copy, why in chosen:
-            if await self._cache.evict(copy.digest):
-                gone += 1
-                self._used -= copy.size
-                _BYTES.dec(copy.size)
-                _BLOBS.dec()
-                _EVICTED.labels(why).inc()
-                _EVICTED_BYTES.labels(why).inc(copy.size)
-                log.info("evicted", digest=str(copy.digest), size=copy.size, why=why)
+        while batch := chosen[:AT_ONCE]:
+            del chosen[:AT_ONCE]
+            outcomes = await asyncio.gather(
+                *(self._cache.evict(copy.digest) for copy, _ in batch), return_exceptions=True
+            )
+            for (copy, why), outcome in zip(batch, outcomes, strict=True):
+                if outcome is not True:
+                    stayed.add(copy.digest)
+                else:
+                    gone += 1
+                    self._note_evicted(copy, why)
+            if failure := next((it for it in outcomes if isinstance(it, BaseException)), None):
+                raise failure
         return gone
+
+    def _note_evicted(self, copy: CachedBlob, why: str) -> None:
+        self._used -= copy.size
+        _BYTES.dec(copy.size)
+        _BLOBS.dec()
+        _EVICTED.labels(why).inc()
+        _EVICTED_BYTES.labels(why).inc(copy.size)
+        log.info("evicted", digest=str(copy.digest), size=copy.size, why=why)
 
     def _note_in_vain(self, still: Excess, gone: int) -> None:
         now, before = self._clock(), self._in_vain
@@ -213,10 +240,16 @@ class Room:
             short={str(self._volumes.paths[n]): size for n, size in still.volumes.items()},
         )
 
-    def _look(self, needed: Excess, reserved: frozenset[Digest]) -> list[tuple[CachedBlob, str]]:
+    def _look(
+        self,
+        needed: Excess,
+        reserved: frozenset[Digest],
+        stayed: frozenset[Digest] = frozenset(),
+    ) -> list[tuple[CachedBlob, str]]:
         """Look through all copies: count them, and choose those that go. Blocks."""
         count = _Count()
-        chosen = choose(count.those(self._cache.blobs(), reserved), needed)
+        copies = count.those(self._cache.blobs(), reserved)
+        chosen = choose((copy for copy in copies if copy.digest not in stayed), needed)
         self._used = count.bytes
         self._counted = self._clock()
         _BYTES.set(count.bytes)

@@ -143,7 +143,7 @@ class Metainfos:
     async def more(
         self, digest: Digest, *, known: int, deadline: Deadline, namespace: str, elsewhere: bool
     ) -> Entry:
-        """As `get`; of a growing blob when more than `known` pieces are, or as it is after `HOLD`."""
+        """As `get`; a growing one once more than `known` pieces are, or as it is after `HOLD`."""
         entry = await self.get(digest, deadline=deadline, namespace=namespace, elsewhere=elsewhere)
         soon = deadline.at_most(HOLD)
         while not entry.whole and entry.known <= known and not soon.expired:
@@ -256,8 +256,12 @@ class Metainfos:
         wait = self._refresh if all_there else min(self._refresh, RETRY)
         metainfo = located.metainfo
         before = self._entries.get(digest)
-        if before is not None and before.known > metainfo.known:
-            return before  # An answer to a question from before the last one.
+        # An answer to a question from before the last one. One that is whole is the last, also when
+        # what was growing has more pieces: then that was given up, and was not the blob.
+        if before is not None and not metainfo.whole and before.known > metainfo.known:
+            return before
+        if before is not None and before.whole and not metainfo.whole:
+            return before
         entry = Entry(
             metainfo.encode(),
             tuple(located.peers),

@@ -70,6 +70,24 @@ class Rejected(CallFailed):
     """Another status that is no success: the same request will fail again."""
 
 
+def remembered(error: CallFailed) -> CallFailed:
+    """A failure as it is kept and raised again, a new one each time.
+
+    It holds little: neither the answer's body nor the frames that each raising of an exception adds
+    to it. Its causes are left out; whether it is worth another try stays the same.
+    """
+    kind = type(error)
+    if kind not in (NotFound, Unreachable, Overloaded, Rejected):
+        kind = Rejected if retry_after(error) is None else Unreachable
+    return kind(
+        error.method,
+        error.url,
+        error.detail,
+        status=error.status,
+        retry_after=error.retry_after,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Again:
     """The same request may succeed later."""

@@ -62,7 +62,14 @@ async def request_with_file(
     with sock:
         answer = asyncio.create_task(_receive(sock))
         sending = asyncio.create_task(
-            _send(sock, _head(method, url, headers, size), file, size, stall_timeout, pace)
+            _send(
+                sock,
+                _head(method, url, headers, size),
+                file,
+                size,
+                stall_timeout=stall_timeout,
+                pace=pace,
+            )
         )
         try:
             # An answer that comes while the body is being sent (409, 503, …) is final.
@@ -129,6 +136,7 @@ async def _send(
     head: bytes,
     file: int,
     size: int,
+    *,
     stall_timeout: float,
     pace: Pace | None,
 ) -> None:

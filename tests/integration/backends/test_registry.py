@@ -84,6 +84,6 @@ class TestUpstream(ReadContract, ReadOnlyContract):
     def _registry(self, registry: FakeRegistry) -> None:
         self.registry = registry
 
-    async def stored(self, place: Place, content: bytes) -> BlobName:  # noqa: ARG002
+    async def stored(self, place: Place, content: bytes) -> BlobName:
         self.registry.add_blob("team/app", content)
         return blob(content)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# ruff: noqa: ARG002 - the fakes have the signatures of what they stand for
+
 """What an agent lets its host pull, while the build-index answers and while it does not."""
 
 from __future__ import annotations
@@ -43,10 +43,18 @@ class Index(MemoryIndex):
     """Seconds that were left for each answer."""
 
     async def find_manifest(
-        self, repository: str, reference: Digest | str, *, deadline: Deadline
+        self,
+        repository: str,
+        reference: Digest | str,
+        *,
+        deadline: Deadline,
+        rely: bool = False,
+        through: bool = True,
     ) -> FoundManifest | None:
         await self._ask(deadline)
-        return await super().find_manifest(repository, reference, deadline=deadline)
+        return await super().find_manifest(
+            repository, reference, deadline=deadline, rely=rely, through=through
+        )
 
     async def has_blob(
         self, repository: str, digest: Digest, *, deadline: Deadline, rely: bool = False

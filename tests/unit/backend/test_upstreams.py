@@ -99,6 +99,9 @@ def test_the_default_stands_for_every_host(repository: str, url: str) -> None:
 def test_the_default_is_for_hosts_only() -> None:
     assert ANY.remote("team/app") is None
     assert ANY.internal("team", "app") is None
+    for port in ("0", "65536", "99999"):
+        assert ANY.internal(f"r.example.com:{port}", "app") is None
+        assert ANY.remote(f"r.example.com__{port}/app") is None
     assert not UpstreamNames({}).any
 
 
@@ -117,6 +120,8 @@ def test_a_template_renames_there_and_back(name: str) -> None:
         {"docker.io/library": {}},
         {"hub": {}},
         {"index.docker.io": {}},
+        {"r.example.com:65536": {}},
+        {"r.example.com:0": {"url": "https://r.example.com"}},
         {"_default": {"url": "https://x"}},
         {"_default": {"username": "a", "password": "b"}},
         {"[::1]:5000": {"url": "http://[::1]:5000"}},
@@ -147,4 +152,20 @@ async def test_registries_that_clients_name_do_not_pile_up() -> None:
         pool.backend(f"r{number}.example.com/a")
     assert pool.backend("r0.example.com/a") is first
     assert pool.backend("r1.example.com/a") is not second
+    await pool.close()
+
+
+async def test_a_registry_is_not_let_go_while_it_is_in_use() -> None:
+    pool = UpstreamPool(ANY)
+    first, second = (pool.backend(f"r{number}.example.com/a") for number in range(2))
+    assert first is not None
+    with first._http.in_use():
+        for number in range(2, 2 * MOST_UNNAMED):
+            pool.backend(f"r{number}.example.com/a")
+        assert pool.backend("r0.example.com/a") is first
+        assert pool.backend("r1.example.com/a") is not second
+    assert first.idle
+    for number in range(2, 2 * MOST_UNNAMED):
+        pool.backend(f"r{number}.example.com/a")
+    assert pool.backend("r0.example.com/a") is not first
     await pool.close()

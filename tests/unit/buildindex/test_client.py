@@ -181,6 +181,33 @@ async def test_a_tag_of_something_without_a_manifest_record_is_found() -> None:
     assert found == FoundManifest(DIGEST, "", 0)
 
 
+async def test_a_source_that_fails_is_asked_by_one_build_index_and_is_not_its_fault() -> None:
+    failure = failed(Overloaded, 503, "SOURCE_FAILED")
+
+    def source_down(request: Request) -> Any:
+        if request.json["through"]:
+            return failure
+        return {"manifests": [None], "blobs": [], "open_manifests": [0]}
+
+    http = FakeHttp(b1=source_down, b2=source_down)
+    index = client(http)
+    askers = set()
+    for _ in range(3):
+        http.requests.clear()
+        with pytest.raises(Overloaded):
+            await index.find_manifest("up.example.com/app", "v1", deadline=soon())
+        through = [request.host for request in http.requests if request.json["through"]]
+        assert len(through) == 1
+        askers.update(through)
+    assert len(askers) == 1
+
+    # Neither of them counts as down: both are asked before something is not there.
+    http.hosts |= dict.fromkeys(http.hosts, lookup())
+    http.requests.clear()
+    assert await index.find_manifest("team/app", "v1", deadline=soon()) is None
+    assert sorted(http.asked()) == sorted(http.hosts)
+
+
 async def test_others_are_asked_before_something_is_not_there() -> None:
     http = FakeHttp(b1=lookup(), b2=lookup("v1"), b3=lookup("v1"))
     index = client(http)

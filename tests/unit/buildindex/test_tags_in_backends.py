@@ -19,10 +19,9 @@ from shoal.backend.matching import Backends
 from shoal.buildindex import storage
 from shoal.buildindex.listing import Part, merged
 from shoal.model.digest import Digest
-from shoal.model.errors import ManifestUnknown, Unavailable
+from shoal.model.errors import ManifestUnknown, SourceFailed
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed
 from tests.unit.buildindex.index_node import image, serving, soon
 
 CONFIG, LAYER = Digest.of(b"config"), Digest.of(b"layer")
@@ -150,7 +149,7 @@ async def test_a_backend_that_cannot_be_asked_is_not_an_absent_tag(tmp_path: Pat
         if folder.exists():
             folder.rmdir()
         folder.write_bytes(b"no folder")
-        with pytest.raises(CallFailed):
+        with pytest.raises(SourceFailed):
             await node.find("v2")
         found = await node.find("v1")
         assert found is not None
@@ -173,9 +172,12 @@ async def test_a_push_hardly_waits_for_a_backend_that_hangs(
         for layer in (LAYER, CONFIG):
             assert not await node.has(layer, rely=True)
         assert asked == [LinkName("app", LAYER, "blob")]
+        # Nor does the look for the tag that is about to be pushed.
+        looked = await node.index.lookup([("app", "v1")], [], rely=True, deadline=soon())
+        assert looked.manifests == [None]
         # Those who want to know wait, and are told that it cannot be told.
         question = [("app", str(CONFIG))]
-        with pytest.raises(Unavailable):
+        with pytest.raises(SourceFailed):
             await node.index.lookup([], question, rely=False, deadline=Deadline.after(0.05))
 
 

@@ -138,6 +138,36 @@ async def test_a_stale_tag_is_served_while_the_upstream_is_down_up_to_a_limit(
             await it.resolve("never-seen")
 
 
+async def test_a_tag_stays_while_the_upstream_names_a_manifest_that_it_does_not_have(
+    tmp_path: Path,
+) -> None:
+    async with cluster(tmp_path, fresh=0.0) as it:
+        digest = it.publish("v1")
+        await it.resolve("v1")
+        # As a HEAD of one replica and a GET of another one are: the manifest is nowhere.
+        it.registry.add_manifest("team/app", image(CONFIG), "v1")
+        assert await it.resolve("v1") == digest
+        it.registry.tags["team/app"]["v2"] = it.registry.tags["team/app"]["v1"]
+        with pytest.raises(CallFailed, match="has no such one"):
+            await it.resolve("v2")
+
+
+@pytest.mark.parametrize("status, kind", [(401, Denied), (503, CallFailed)])
+async def test_what_is_remembered_of_a_failure_is_what_was_found_out(
+    status: int, kind: type[Exception], tmp_path: Path
+) -> None:
+    async with cluster(tmp_path) as it:
+
+        async def failing(_: web.Request) -> web.StreamResponse:
+            return web.Response(status=status)
+
+        it.registry.hook(failing)
+        for _ in range(3):
+            with pytest.raises(kind, match=str(status)):
+                await it.resolve("v1")
+        assert it.asked("v1") == 1
+
+
 async def test_a_repository_of_an_upstream_is_not_written(tmp_path: Path) -> None:
     async with cluster(tmp_path) as it:
         digest = it.publish("v1")

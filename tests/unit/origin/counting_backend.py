@@ -84,7 +84,7 @@ class CountingBackend:
             await self.gate.wait()
         self.puts.append(digest)
         if not self.forgets:
-            self.blobs[digest] = source.read_bytes()
+            self.blobs[digest] = await asyncio.to_thread(source.read_bytes)
 
     async def list(
         self, listing: Listing, *, after: str = "", limit: int = 1000, deadline: Deadline
@@ -115,6 +115,11 @@ class Backends:
     """Repositories below ``team/`` have this backend, those of ``docker.io`` are pulled through."""
 
     backend: CountingBackend
+    empty: bool = False
+
+    def key_for_blobs(self, repository: str) -> str | None:
+        matched = self.for_blobs(repository)
+        return None if matched is None else matched.key
 
     def for_blobs(self, repository: str) -> Matched | None:
         if repository.startswith("docker.io/"):

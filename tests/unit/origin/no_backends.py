@@ -17,6 +17,11 @@ from shoal.origin.writeback import WriteBack
 class NoBackends:
     """Matches no repository."""
 
+    empty = True
+
+    def key_for_blobs(self, repository: str) -> None:
+        return None
+
     def for_blobs(self, repository: str) -> None:
         return None
 

@@ -114,3 +114,47 @@ def test_use_is_noted_once_a_minute(host: Host) -> None:
     assert path.stat().st_mtime_ns == modified
     path.unlink()
     host.local.note_use(whole)
+
+
+async def confirmed(_: Digest) -> bool:
+    return True
+
+
+async def test_what_a_repository_without_a_backend_has_stays(host: Host) -> None:
+    """Its base layer was pulled through from an upstream before: only there it would come back."""
+    path = host.keep(backed=True)
+    host.local.note_unbacked(DIGEST)
+    assert await stays(host)
+    path.with_name(f"{path.name}.unbacked").write_bytes(b"")  # damaged
+    assert await stays(host)
+
+
+async def test_a_push_without_a_backend_protects_the_copy_that_it_replaces(host: Host) -> None:
+    host.keep(backed=True)
+    temp = host.store.temp(DIGEST)
+    temp.write_bytes(DATA)
+    host.local.keep(temp, metainfo_of(DATA), unbacked=True)
+    assert await stays(host)
+
+
+async def test_a_backend_that_the_config_does_not_have_any_more_brings_nothing_back(
+    host: Host,
+) -> None:
+    host.keep(backed=True)
+    host.local.backing.known_by(lambda entry: entry != "files|team/app", confirmed)
+    assert await stays(host)
+
+
+async def test_all_that_have_the_blob_must_get_it_back(host: Host) -> None:
+    host.keep(backed=True)
+    host.local.note_backed(DIGEST, ["gone|other/app"])
+    host.local.backing.known_by(lambda entry: entry == "files|team/app", confirmed)
+    assert await stays(host)
+
+
+async def test_a_spare_copy_that_has_no_backend_is_not_left_to_ones_that_may_be_evicted(
+    host: Host,
+) -> None:
+    host.keep(backed=True)
+    host.local.note_unbacked(DIGEST)
+    assert host.local.give_up_spare(DIGEST, host.now + 1) is None

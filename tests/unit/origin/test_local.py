@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from shoal.model.digest import Digest
-from shoal.origin.local import METAINFO, LocalBlobs, damaged, measure
+from shoal.origin.local import METAINFO, LocalBlobs, damaged
+from shoal.origin.measuring import measure
 from shoal.origin.seeding import OwnersShare
 from shoal.store.blobs import BlobStore
+from shoal.store.volumes import Volumes
 from shoal.swarm.metainfo import MIN_PIECE, metainfo_of
 
 DATA = os.urandom(3 * MIN_PIECE + 17)
@@ -107,3 +110,40 @@ def test_owners_share_the_seeding_by_their_place() -> None:
     hosts = ["a:1", "b:1", "c:1"]
     ranks = [OwnersShare(name, lambda _: hosts).rank(DIGEST) for name in (*hosts, "former:1")]
     assert ranks == [(0, 3), (1, 3), (2, 3), (3, 4)]
+
+
+def test_a_copy_that_is_set_aside_on_one_volume_stays_kept_when_it_comes_to_another(
+    tmp_path: Path,
+) -> None:
+    store = BlobStore(Volumes([tmp_path / "a", tmp_path / "b"]))
+    local = LocalBlobs(store)
+    [other] = [path for path in store.volumes.paths if path != store.volumes.choose(str(DIGEST))]
+    temp = other / "incoming" / "upload"
+    temp.write_bytes(DATA)
+    path = local.keep(temp, METAINFO_OF_DATA, kept=True, unbacked=True).path
+    path.write_bytes(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    assert not local.recheck(DIGEST)
+    assert store.path(DIGEST) != path
+    assert local.is_kept(DIGEST)
+    assert local.backing.is_unbacked(DIGEST)
+
+
+def test_a_volume_that_fails_says_nothing_of_copies_on_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobStore(Volumes([tmp_path / "a", tmp_path / "b"]))
+    local = LocalBlobs(store)
+    path = keep(store, local)
+    failed = next(volume for volume in store.volumes.paths if volume != store.volumes.of(path))
+    stat = Path.stat
+
+    def broken(self: Path, **options: bool) -> os.stat_result:
+        if failed in self.parents:
+            raise OSError(errno.EIO, "Input/output error")
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", broken)
+    [copy] = local.copies()
+    assert copy.digest == DIGEST
+    assert not copy.kept
+    assert local.find(DIGEST) is not None

@@ -45,7 +45,7 @@ def first(poll: Poll[int]) -> float | None:
     return 0.0 if poll.found else None
 
 
-def never(poll: Poll[int]) -> float | None:  # noqa: ARG001
+def never(poll: Poll[int]) -> float | None:
     return None
 
 

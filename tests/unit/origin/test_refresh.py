@@ -99,7 +99,7 @@ class Origin:
         self.refresh = Refresh(
             A,
             self.local,
-            Receiver(store, idle_timeout=0.5, max_blob=max_blob),
+            Receiver(store, idle_timeout=2.0, max_blob=max_blob),
             ring,
             BlobBackends(Backends(backend), ["team/.*"]),
             config=RefreshConfig(),
@@ -155,7 +155,7 @@ async def test_a_hundred_that_want_a_blob_make_one_transfer(tmp_path: Path) -> N
         whole = origin.local.find(DIGEST)
         assert whole is not None
         assert whole.metainfo == metainfo_of(DATA)
-        assert origin.local.backed(DIGEST) == {f"bucket|{REPOSITORY}"}
+        assert origin.local.backing.entries(DIGEST) == {f"bucket|{REPOSITORY}"}
         assert origin.leftovers() == []
         async with asyncio.timeout(5):
             while not origin.ring.copied:  # noqa: ASYNC110

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from shoal.model.digest import Digest
 from shoal.model.errors import BlobUnknown, Denied, Unavailable
 from shoal.origin.backends import BlobBackends
 from shoal.origin.config import OriginConfig
+from shoal.origin.eviction import BackedCopies
 from shoal.origin.local import LocalBlobs
 from shoal.origin.presence import Presence
 from shoal.origin.writeback import WriteBack
@@ -26,6 +28,7 @@ from shoal.swarm.metainfo import metainfo_of
 from shoal.web.deadline import Deadline
 from shoal.web.failures import Unreachable
 from tests.unit.origin.counting_backend import REPOSITORY, STORAGE, Backends, CountingBackend
+from tests.unit.origin.no_backends import NoBackends
 
 A, B, C = HOSTS = ["a:1", "b:1", "c:1"]
 DATA = b"content" * 1000
@@ -124,7 +127,7 @@ async def test_the_first_owner_writes_at_once_and_notes_it(tmp_path: Path) -> No
         await origin.push()
         await origin.until_settled()
         assert origin.backend.blobs == {DIGEST: DATA}
-        assert origin.local.backed(DIGEST) == {f"bucket|{REPOSITORY}"}
+        assert origin.local.backing.entries(DIGEST) == {f"bucket|{REPOSITORY}"}
         # It is known from then on: neither a push nor a mount asks the backend again.
         asked = origin.backend.stats
         await origin.push()
@@ -139,7 +142,7 @@ async def test_what_the_backend_has_is_not_written_again(tmp_path: Path) -> None
         await origin.push()
         await origin.until_settled()
         assert origin.backend.puts == []
-        assert origin.local.backed(DIGEST)
+        assert origin.local.backing.entries(DIGEST)
 
 
 async def test_a_blob_of_another_size_in_the_backend_is_replaced(tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ async def test_a_write_counts_only_when_the_backend_shows_it(tmp_path: Path) -> 
         await origin.push()
         await origin.until(lambda: len(origin.backend.puts) > 1)
         assert origin.local.is_pinned(DIGEST)
-        assert not origin.local.backed(DIGEST)
+        assert not origin.local.backing.entries(DIGEST)
         origin.backend.forgets = False
         await origin.until_settled()
         assert origin.backend.blobs == {DIGEST: DATA}
@@ -211,11 +214,13 @@ async def test_what_was_given_up_stays_pinned_also_after_a_restart(tmp_path: Pat
 
 
 async def test_the_task_is_durable_before_the_copy_has_its_name(tmp_path: Path) -> None:
-    async with started(tmp_path, ring=Ring([B, A, C])) as origin:
-        async with origin.writeback.taking(DIGEST, [REPOSITORY]):
-            assert [task.payload for task in await origin.tasks()] != []
-            assert origin.local.is_pinned(DIGEST)
-            origin.put()
+    async with (
+        started(tmp_path, ring=Ring([B, A, C])) as origin,
+        origin.writeback.taking(DIGEST, [REPOSITORY]),
+    ):
+        assert [task.payload for task in await origin.tasks()] != []
+        assert origin.local.is_pinned(DIGEST)
+        origin.put()
 
 
 async def test_a_copy_that_cannot_be_kept_leaves_no_task(tmp_path: Path) -> None:
@@ -293,3 +298,90 @@ async def test_many_pushes_at_once_write_each_blob_once(tmp_path: Path) -> None:
         assert sorted(map(str, origin.backend.puts)) == sorted(
             str(Digest.of(data)) for data in contents
         )
+
+
+async def test_a_push_that_cannot_be_noted_takes_nothing_from_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ring = Ring(owners_in_order=[B, A, C])  # staggered: it waits, and was never tried
+    async with started(tmp_path, ring=ring) as origin:
+        await origin.push()
+        [before] = await origin.tasks()
+
+        async def locked(*_: object, **__: object) -> bool:
+            raise sqlite3.OperationalError("database is locked")
+
+        monkeypatch.setattr(origin.writeback._queue, "add", locked)
+        with pytest.raises(Unavailable, match="nothing of it was kept"):
+            await origin.push()
+        assert await origin.tasks() == [before]
+        assert origin.local.is_pinned(DIGEST)
+        other = Digest.of(b"other")
+        with pytest.raises(Unavailable):
+            await origin.push(b"other")
+        assert not origin.local.is_pinned(other)
+
+
+async def test_a_copy_that_rotted_while_its_backend_was_down_is_not_written(
+    tmp_path: Path,
+) -> None:
+    backend = CountingBackend(failure="no route")
+    async with started(tmp_path, backend) as origin:
+        await origin.push()
+        await origin.until(lambda: backend.stats > 0)
+    path = origin.store.path(DIGEST)
+    rotten = bytearray(path.read_bytes())
+    rotten[100] ^= 1
+    path.write_bytes(rotten)
+    ring = Ring(holders={B})
+    async with started(tmp_path, CountingBackend(), ring) as again:
+        await again.until_settled()
+        assert again.backend.puts == []
+        assert not again.local.backing.entries(DIGEST)
+        assert ring.told == [REPOSITORY], "it is left to those that have a good copy"
+
+
+async def test_only_repositories_without_a_backend_rely_on_the_origins(tmp_path: Path) -> None:
+    async with started(tmp_path, patterns=()) as origin:
+        assert origin.writeback.are_unbacked(["own/app"])
+        assert not origin.writeback.are_unbacked([REPOSITORY])
+        assert not origin.writeback.are_unbacked(["docker.io/library/alpine"])
+        assert not origin.writeback.are_unbacked([])
+
+
+async def test_a_debt_whose_backend_was_removed_does_not_keep_others_from_a_copy(
+    tmp_path: Path,
+) -> None:
+    backend = CountingBackend(failure="no route")
+    async with started(tmp_path, backend) as origin:
+        await origin.push()
+        assert origin.writeback.pending(DIGEST) == [REPOSITORY]
+        origin.writeback._backends = BlobBackends(NoBackends(), ["elsewhere/.*"])
+        assert origin.writeback.pending(DIGEST) == []
+        assert origin.local.is_pinned(DIGEST)
+
+
+async def test_what_the_backend_has_lost_is_not_evicted_but_written_anew(tmp_path: Path) -> None:
+    async with started(tmp_path) as origin:
+        copies = BackedCopies(origin.store, origin.local, lambda _: False, lambda _: None)
+        await origin.push()
+        await origin.until_settled()
+        origin.backend.blobs.clear()
+        assert not await copies.evict(DIGEST)
+        await origin.until(lambda: origin.backend.blobs == {DIGEST: DATA})
+        await origin.until_settled()
+        assert await copies.evict(DIGEST)
+        assert origin.local.find(DIGEST) is None
+
+
+async def test_nothing_is_evicted_while_its_backend_does_not_answer(tmp_path: Path) -> None:
+    async with started(tmp_path) as origin:
+        copies = BackedCopies(origin.store, origin.local, lambda _: False, lambda _: None)
+        await origin.push()
+        await origin.until_settled()
+        origin.backend.failure = "no route"
+        asked = origin.backend.stats
+        for _ in range(10):
+            assert not await copies.evict(DIGEST)
+        assert origin.backend.stats == asked + 1, "a silent backend costs its time once"
+        assert origin.local.find(DIGEST) is not None

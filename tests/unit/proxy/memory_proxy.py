@@ -35,10 +35,18 @@ class FailingIndex(MemoryIndex):
     refusing_links: bool = False
 
     async def find_manifest(
-        self, repository: str, reference: Digest | str, *, deadline: Deadline
+        self,
+        repository: str,
+        reference: Digest | str,
+        *,
+        deadline: Deadline,
+        rely: bool = False,
+        through: bool = True,
     ) -> FoundManifest | None:
         self._ask()
-        return await super().find_manifest(repository, reference, deadline=deadline)
+        return await super().find_manifest(
+            repository, reference, deadline=deadline, rely=rely, through=through
+        )
 
     async def has_blob(
         self, repository: str, digest: Digest, *, deadline: Deadline, rely: bool = False

@@ -133,9 +133,9 @@ class Whole(MemoryOrigins):
         self,
         digests: Iterable[Digest],
         *,
-        deadline: Deadline,  # noqa: ARG002
-        keep: bool = False,  # noqa: ARG002
-        namespace: str = "",  # noqa: ARG002
+        deadline: Deadline,
+        keep: bool = False,
+        namespace: str = "",
     ) -> Copies:
         raise AssertionError(f"the file of {list(digests)} was removed under its task")
 

@@ -57,7 +57,7 @@ class UploadsAlone:
         upload: str,
         digest: Digest,
         chunk: Chunk | None,
-        deadline: Deadline,  # noqa: ARG002
+        deadline: Deadline,
     ) -> None:
         async with self.uploads.exclusive(repository, upload) as session:
             if chunk is not None:

@@ -199,3 +199,14 @@ async def test_a_check_evicts_without_anything_coming(
     room = room_of(disk, tmp_path, monkeypatch, Limits(min_free=300))
     await room.check()
     assert disk.evicted == [0, 1]
+
+
+async def test_those_that_may_not_go_after_all_do_not_keep_others_from_going(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here all but the youngest: a refusal would last as long as they are the oldest."""
+    disk.late = set(disk.order[:3])
+    room = room_of(disk, tmp_path, monkeypatch, Limits(budget=800))
+    async with room.reserve(NEW, 100, tmp_path / "file"):
+        assert disk.evicted
+        assert min(disk.evicted) >= 3

@@ -309,3 +309,40 @@ async def test_a_growing_metainfo_that_is_given_up_is_asked_for_anew(
     await origins.answer(grown(10))
     assert (await again).whole
     await metainfos.close()
+
+
+async def test_a_whole_metainfo_replaces_a_growing_one_of_what_was_not_the_blob(
+    metainfos: Metainfos, origins: FakeOrigins
+) -> None:
+    """The backend had something longer under this name, and then the blob was pushed."""
+    digest = Digest.parse(LARGE.digest)
+    longer = Metainfo(LARGE.digest, 100 * MIN_PIECE, MIN_PIECE, bytes(50 * HASH_BYTES))
+    getting = asyncio.create_task(metainfos.get(digest, deadline=Deadline.after(5)))
+    await origins.answer(located(longer, 1))
+    assert (await getting).known == 50
+    await origins.answer(located(LARGE))
+    await settle()
+    entry = metainfos.peek(digest)
+    assert entry is not None
+    assert entry.whole
+    assert entry.encoded == LARGE.encode()
+    assert len(origins.digests) == 2, "it is followed no more"
+    await metainfos.close()
+
+
+async def test_a_growing_metainfo_does_not_replace_a_whole_one(
+    metainfos: Metainfos, origins: FakeOrigins, clock: Clock
+) -> None:
+    digest = Digest.parse(LARGE.digest)
+    getting = asyncio.create_task(metainfos.get(digest, deadline=Deadline.after(5)))
+    await origins.answer(located(LARGE))
+    assert (await getting).whole
+    clock.now += 100
+    assert metainfos.peek(digest) is not None
+    longer = Metainfo(LARGE.digest, 100 * MIN_PIECE, MIN_PIECE, bytes(50 * HASH_BYTES))
+    await origins.answer(located(longer, 1))
+    await settle()
+    entry = metainfos.peek(digest)
+    assert entry is not None
+    assert entry.encoded == LARGE.encode()
+    await metainfos.close()
