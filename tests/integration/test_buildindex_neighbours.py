@@ -20,6 +20,7 @@ from shoal.model.digest import Digest
 from shoal.model.errors import BlobUnknown, ManifestUnknown, NameUnknown
 from shoal.model.media_types import OCI_MANIFEST
 from shoal.web.client import HttpClient
+from shoal.web.deadline import Deadline
 from tests.unit.buildindex.index_node import TWICE, Node, image, index_of, serving
 
 CONFIG, LAYER = Digest.of(b"config"), Digest.of(b"layer")
@@ -80,6 +81,10 @@ async def hears_all(node: Node) -> bool:
 
 async def lists_app(node: Node) -> bool:
     return (await node.index.repositories("", None)).names == ["app"]
+
+
+def soon() -> Deadline:
+    return Deadline.after(10.0)
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

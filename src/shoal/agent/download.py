@@ -345,6 +345,8 @@ class Download:
         async for chunk in blob.segments(metainfo.span(first)[0], metainfo.span(last - 1)[1]):
             buffer += chunk
             _HTTP_BYTES.inc(len(chunk))
+            if self._sources.node.ingress is not None:
+                await self._sources.node.ingress.admit(swarm.share, len(chunk))
             while index < last and len(buffer) >= metainfo.length(index):
                 length = metainfo.length(index)
                 piece = bytes(buffer[:length])

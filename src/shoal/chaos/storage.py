@@ -9,7 +9,7 @@ it is down. What it said is stored is on the disk: it loses nothing that it ackn
 from __future__ import annotations
 
 import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from random import Random
 
 from aiohttp import web
@@ -62,6 +62,8 @@ class Storage:
             case "GET", "LISTSTATUS":
                 return await in_thread(self._listing, path)
             case "GET", "OPEN":
+                if request.query.get("data") != "true":
+                    return _to_data_node(request)
                 return await self._read(request, path, breaks=breaks)
             case "PUT", "CREATE":
                 return await self._write(request, path)
@@ -76,7 +78,7 @@ class Storage:
         raise web.HTTPBadRequest
 
     def _path(self, text: str) -> Path:
-        parts = [part for part in PurePosixPath("/" + text).parts if part not in {"/", ".."}]
+        parts = [part for part in text.split("/") if part not in {"", ".", ".."}]
         return self._folder.joinpath(*parts)
 
     def _status(self, path: Path) -> web.Response:
@@ -106,9 +108,8 @@ class Storage:
         return answer
 
     async def _write(self, request: web.Request, path: Path) -> web.Response:
-        if request.query.get("data") != "true" and not request.can_read_body:
-            location = request.url.update_query(data="true")
-            return web.Response(status=307, headers={"Location": str(location)})
+        if request.query.get("data") != "true":
+            return _to_data_node(request)
         temp = path.with_name(f"{path.name}.{self._random.randrange(1 << 62):x}.part")
         await in_thread(lambda: path.parent.mkdir(parents=True, exist_ok=True))
         try:
@@ -119,6 +120,12 @@ class Storage:
         except ConnectionError:  # the client was killed, or cut off
             await in_thread(temp.unlink)
         return web.Response(status=201)
+
+
+def _to_data_node(request: web.Request) -> web.Response:
+    """The name node has no data: the same address is asked again, as a data node."""
+    location = str(request.url.update_query(data="true"))
+    return web.Response(status=307, headers={"Location": location})
 
 
 def _content(path: Path) -> bytes:
@@ -142,10 +149,9 @@ def _file_status(path: Path, suffix: str) -> dict[str, object]:
 
 
 def _rename(path: Path, target: Path) -> bool:
-    if not path.exists() or target.exists():
+    if not path.exists() or not target.parent.is_dir():
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    path.rename(target)
+    path.replace(target)
     return True
 
 

@@ -51,13 +51,18 @@ def load_targets(path: Path) -> Targets:
 
     Only the two sections are looked at, so that the file may be that of a service of any kind.
     """
+    return Targets(hosts_of(path, "build_index"), hosts_of(path, "origins"))
+
+
+def hosts_of(path: Path, section: str) -> Sequence[str]:
+    """The hosts that a section of a service's config lists; raises `ConfigError`."""
     try:
         config = read_yaml(path.read_text())
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"]) from error
     except (InvalidYaml, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: {error}"]) from error
-    return Targets(_hosts(config, "build_index", path), _hosts(config, "origins", path))
+    return _hosts(config, section, path)
 
 
 def _hosts(config: Mapping[str, object], section: str, path: Path) -> Sequence[str]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.failures import config_faults
+from shoal.cli.origin import status
 from shoal.cluster.roles import ROLES, Role
 
 _HELP = {
@@ -39,19 +40,36 @@ Faults = Annotated[
 def register(main: typer.Typer) -> None:
     """Add a command for each service."""
     for role in ROLES.values():
-        main.command(role.name, help=_HELP[role.name])(_command(role))
+        if role.name == "origin":
+            main.add_typer(_origin(role), name=role.name)
+        else:
+            main.command(role.name, help=_HELP[role.name])(_command(role))
 
 
 def _command(role: Role) -> Callable[..., None]:
     def run(config: ConfigFile = None, die_with: DieWith = None) -> None:
         _run(role, config, die_with)
 
-    def run_origin(
-        config: ConfigFile = None, die_with: DieWith = None, *, faults: Faults = False
-    ) -> None:
-        _run(role, config, die_with, faults=faults)
+    return run
 
-    return run_origin if role.name == "origin" else run
+
+def _origin(role: Role) -> typer.Typer:
+    """``shoal origin`` runs the service; ``shoal origin status`` asks those that run."""
+    group = typer.Typer(invoke_without_command=True, help=_HELP[role.name], rich_markup_mode=None)
+
+    @group.callback()
+    def run(
+        context: typer.Context,
+        config: ConfigFile = None,
+        die_with: DieWith = None,
+        *,
+        faults: Faults = False,
+    ) -> None:
+        if context.invoked_subcommand is None:
+            _run(role, config, die_with, faults=faults)
+
+    group.command("status")(status)
+    return group
 
 
 def _run(role: Role, config: Path | None, die_with: int | None, **options: bool) -> None:

@@ -189,3 +189,9 @@ class InsufficientStorage(Unavailable):
 
     def __init__(self, message: str, *, detail: Any = None, retry_after: int = 60) -> None:
         super().__init__(message, detail=detail, retry_after=retry_after)
+
+
+class WouldEvict(InsufficientStorage):
+    """507: there is room only for what is worth more than the copies that are here."""
+
+    code = "WOULD_EVICT"

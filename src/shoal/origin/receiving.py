@@ -102,19 +102,20 @@ class Receiver:
         size: int | None,
         *,
         watch: Callable[[Arriving], None] = lambda _: None,
+        evict: bool = True,
     ) -> Received:
         """Take a whole blob whose digest is known; its size too, when it was announced.
 
         With the size, the pieces are hashed in the same pass, and `watch` is told of the blob when
-        its temp file is there; without it, they are hashed afterwards. On any error
-        nothing is kept. Raises `DigestInvalid`, `SizeInvalid`, `TooLarge`, `Stalled`,
-        `InsufficientStorage` (the disk is full) and what the source raises.
+        its temp file is there; without it, they are hashed afterwards. `evict` as in
+        `Room.reserve`. On any error nothing is kept. Raises `DigestInvalid`, `SizeInvalid`,
+        `TooLarge`, `Stalled`, `InsufficientStorage` (the disk is full) and what the source raises.
         """
         if size is not None and self._max_blob and size > self._max_blob:
             raise TooLarge(f"{digest}: {size} bytes; this origin takes at most {self._max_blob}")
         pieces = None if size is None else PieceHasher(piece_size_for(size))
         file = await in_thread(self._store.temp, digest)
-        async with self._room_for(digest, size or 0, file):
+        async with self._room_for(digest, size or 0, file, evict=evict):
             return await self._receive(file, digest, source, size, pieces, watch)
 
     async def _receive(  # noqa: PLR0917 -- what `receive` found out
@@ -162,8 +163,12 @@ class Receiver:
         async with self._room_for(digest, 0, writer.path):
             await self._take(digest, source, writer)
 
-    def _room_for(self, digest: Digest, size: int, file: Path) -> AbstractAsyncContextManager[None]:
-        return nullcontext() if self._room is None else self._room.reserve(digest, size, file)
+    def _room_for(
+        self, digest: Digest, size: int, file: Path, *, evict: bool = True
+    ) -> AbstractAsyncContextManager[None]:
+        if self._room is None:
+            return nullcontext()
+        return self._room.reserve(digest, size, file, evict=evict)
 
     async def _take(self, digest: Digest, source: AsyncIterator[bytes], writer: BlobWriter) -> None:
         early = _EarlySync(source, writer)

@@ -21,6 +21,7 @@ from typing import Protocol
 import structlog
 
 from shoal.model.digest import Digest
+from shoal.model.errors import WouldEvict
 from shoal.origin import upkeep_metrics as metrics
 from shoal.origin.config import RepairConfig
 from shoal.origin.repair_plan import HOLD, Plan, Said, may_go, others_before, owners_besides, plan
@@ -339,6 +340,8 @@ class Repairer:
         try:
             sent = await self._peers.send(host, copy)
         except CallFailed as error:
+            if error.code == WouldEvict.code:
+                return True  # It has evicted its copy, or would have to: a backend has the blob.
             look.failed += 1
             metrics.FAILED.inc()
             if isinstance(error, Unreachable):

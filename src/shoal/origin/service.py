@@ -113,7 +113,10 @@ class OriginService:
                 await self._rely([digest], namespaces, backed, unbacked=unbacked)
                 await self._receiver.skip(source)
                 return False
-            received = await self._receiver.receive(digest, source, size)
+            # What repair copies of a blob that a backend has must not drive others out: they would
+            # be given to this host again, too.
+            spare = used is not None and bool(backed) and not namespaces and not unbacked
+            received = await self._receiver.receive(digest, source, size, evict=not spare)
             try:
                 await self._keep(
                     received,

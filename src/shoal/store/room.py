@@ -15,7 +15,7 @@ import structlog
 from prometheus_client import Counter, Gauge
 
 from shoal.model.digest import Digest
-from shoal.model.errors import InsufficientStorage
+from shoal.model.errors import InsufficientStorage, WouldEvict
 from shoal.store.eviction import CachedBlob, Excess, Limits, Space, choose, excess
 from shoal.store.threads import in_thread
 from shoal.store.volumes import Volumes
@@ -109,14 +109,17 @@ class Room:
         self._in_vain = -float("inf")
 
     @asynccontextmanager
-    async def reserve(self, digest: Digest, size: int, file: Path) -> AsyncIterator[None]:
+    async def reserve(
+        self, digest: Digest, size: int, file: Path, *, evict: bool = True
+    ) -> AsyncIterator[None]:
         """Have room for a blob of `size` bytes that will be written to `file`, until the end.
 
-        Evicts others first when it has to. Raises `InsufficientStorage`.
+        Evicts others first when it has to. Raises `InsufficientStorage`; without `evict`
+        `WouldEvict`, when others would have to go.
         """
         reservation = _Reservation(digest, size, file)
         try:
-            await self._make_room(reservation)
+            await self._make_room(reservation, evict=evict)
             yield
             self._used += size
         finally:
@@ -138,13 +141,18 @@ class Room:
                 log.warning("the cache cannot be looked through", error=str(error))
             await asyncio.sleep(CHECK_EVERY)
 
-    async def _make_room(self, reservation: _Reservation | None) -> None:
+    async def _make_room(self, reservation: _Reservation | None, *, evict: bool = True) -> None:
         async with self._lock:
             if self._limits.budget and self._counted < 0:
                 await in_thread(self._look, Excess(), frozenset())
             if reservation is not None:
                 self._reserved.add(reservation)  # not sooner: those who wait have no claim yet
             needed, why = await self._assess(reservation)
+            if needed and not evict and reservation is not None:
+                raise WouldEvict(
+                    f"{reservation.digest}: a copy of what a backend has evicts no other",
+                    detail={"digest": str(reservation.digest), "size": reservation.size},
+                )
             if needed and self._clock() - self._in_vain > PATIENCE:
                 stayed: set[Digest] = set()
                 gone = 0

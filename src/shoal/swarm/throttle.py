@@ -32,6 +32,22 @@ class Throttle:
             self._arm(loop)
         return granted
 
+    async def admit(self, share: Share, count: int) -> None:
+        """Wait until so many bytes may pass: for those that come from elsewhere than a peer."""
+        while count > 0:
+            turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+            def flow(granted: int, turn: asyncio.Future[int] = turn) -> None:
+                if not turn.done():
+                    turn.set_result(granted)
+
+            granted = self.take(flow, share, count)
+            try:
+                count -= granted or await turn
+            except asyncio.CancelledError:
+                self.leave(flow)
+                raise
+
     def give_back(self, share: Share, count: int) -> None:
         """Bytes that were granted did not go."""
         self._limiter.give_back(share, count)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shoal.model.digest import Digest
-from shoal.model.errors import InsufficientStorage
+from shoal.model.errors import InsufficientStorage, WouldEvict
 from shoal.store import room as room_module
 from shoal.store.eviction import CachedBlob, Limits, Space
 from shoal.store.room import Room
@@ -77,6 +77,20 @@ async def test_room_is_made_before_a_blob_comes(
         assert disk.evicted == []
     async with room.reserve(NEW, 50, tmp_path / "file"):
         assert disk.evicted == [0]
+
+
+async def test_what_is_not_worth_it_evicts_nobody(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = room_of(disk, tmp_path, monkeypatch, Limits(budget=800))
+    with pytest.raises(WouldEvict):
+        async with room.reserve(NEW, 100, tmp_path / "file", evict=False):
+            pass
+    assert disk.evicted == []
+    disk.copies.pop(disk.order[3])
+    roomy = room_of(disk, tmp_path, monkeypatch, Limits(budget=800))
+    async with roomy.reserve(NEW, 100, tmp_path / "file", evict=False):
+        assert disk.evicted == []
 
 
 async def test_a_protected_copy_stays_whatever_its_age(

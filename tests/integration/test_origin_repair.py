@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Origins that lose disks, hosts and bits: every blob gets its copies back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from shoal.cli.origin_status import ask_all, is_whole
+from shoal.model.digest import Digest
+from shoal.origin.client import OriginCluster
+from shoal.origin.status import OriginStatus
+from shoal.ring.rendezvous import owners
+from shoal.web.client import HttpClient
+from shoal.web.deadline import Deadline
+from tests.integration.origin_ring import Ring, running_ring, until
+
+REPLICAS = 3
+QUICK = {"interval": "2s", "takeover": "2s", "spare_grace": "1s", "disk_check": "500ms"}
+PATIENCE = 40.0
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[HttpClient]:
+    client = HttpClient(user_agent="test")
+    yield client
+    await client.close()
+
+
+def soon(seconds: float = 20) -> Deadline:
+    return Deadline.after(seconds)
+
+
+@dataclass
+class Pushed:
+    """Blobs that were acknowledged."""
+
+    cluster: OriginCluster
+    folder: Path
+    blobs: dict[Digest, bytes]
+
+    @classmethod
+    async def some(cls, count: int, ring: Ring, http: HttpClient, folder: Path) -> Pushed:
+        pushed = cls(OriginCluster(http, ring.config), folder, {})
+        await pushed.more(count)
+        return pushed
+
+    async def more(self, count: int) -> list[Digest]:
+        new = []
+        for _ in range(count):
+            data = os.urandom(100_000)
+            digest = Digest.of(data)
+            path = self.folder / digest.hex
+            path.write_bytes(data)
+            await self.cluster.upload(digest, path, len(data), deadline=soon())
+            self.blobs[digest] = data
+            new.append(digest)
+        return new
+
+
+def own(ring: Ring, digest: Digest) -> set[str]:
+    return set(owners(digest, ring.config.hosts, REPLICAS))
+
+
+def complete(ring: Ring, digests: Iterable[Digest]) -> Callable[[], bool]:
+    """Whether every owner of each blob has its file."""
+    wanted = {digest: own(ring, digest) for digest in digests}
+    return lambda: all(ring.holders(digest) >= hosts for digest, hosts in wanted.items())
+
+
+def check_content(ring: Ring, pushed: Pushed) -> None:
+    """What lies under a blob's name has its bytes."""
+    for digest, data in pushed.blobs.items():
+        for host in ring.holders(digest):
+            assert ring.origin(host).path(digest).read_bytes() == data
+
+
+async def test_every_blob_has_its_copies_again_after_each_origin_in_turn_lost_all_it_had(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    with running_ring(tmp_path / "ring", origins=4, replicas=REPLICAS, repair=QUICK) as ring:
+        pushed = await Pushed.some(12, ring, http, tmp_path)
+        await until(complete(ring, pushed.blobs), PATIENCE)
+        for origin in ring.origins:
+            origin.kill()
+            shutil.rmtree(origin.data)
+            # Pushes go on meanwhile: another host takes the copy.
+            await pushed.more(3)
+            await asyncio.to_thread(ring.revive)
+            await until(complete(ring, pushed.blobs), PATIENCE)
+        check_content(ring, pushed)
+        # What was handed over is in excess then, and goes.
+        await until(
+            lambda: all(ring.holders(digest) == own(ring, digest) for digest in pushed.blobs),
+            PATIENCE,
+        )
+        check_content(ring, pushed)
+        command = [sys.executable, "-m", "shoal", "origin", "status"]
+        command += ["--origins", ",".join(ring.config.hosts)]
+        async with asyncio.timeout(PATIENCE):
+            while not all(  # noqa: ASYNC110 -- another process makes it true
+                map(is_whole, (await ask_all(ring.config.hosts)).values())
+            ):
+                await asyncio.sleep(0.2)
+        said = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert said.returncode == 0, said.stdout + said.stderr
+        assert "4 of 4 origins answer; 0 copies missing" in said.stdout
+
+
+async def test_the_folder_of_the_blobs_is_made_anew_and_filled_when_it_is_lost_at_run_time(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    with running_ring(tmp_path / "ring", repair=QUICK) as ring:
+        pushed = await Pushed.some(6, ring, http, tmp_path)
+        await until(complete(ring, pushed.blobs), PATIENCE)
+        shutil.rmtree(ring.origins[1].data / "blobs")
+        await until(complete(ring, pushed.blobs), PATIENCE)
+        check_content(ring, pushed)
+
+
+async def test_a_scrub_finds_what_has_rotted_sets_it_aside_and_has_it_replaced(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    scrub = {"bandwidth": "500MB/s", "interval": "1s"}
+    with running_ring(tmp_path / "ring", repair=QUICK, scrub=scrub) as ring:
+        pushed = await Pushed.some(6, ring, http, tmp_path)
+        await until(complete(ring, pushed.blobs), PATIENCE)
+        digest, data = next(iter(pushed.blobs.items()))
+        victim = ring.origins[0].path(digest)
+        before = victim.stat()
+        with victim.open("r+b") as file:
+            file.seek(len(data) // 2)
+            file.write(b"rot")
+        os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+        await until(lambda: victim.exists() and victim.read_bytes() == data, PATIENCE)
+        assert "damaged" in ring.origins[0].log.read_text()
+        # Nobody used the others meanwhile: a scrub does not make a copy look younger.
+        check_content(ring, pushed)
+
+
+async def test_the_status_names_what_is_missing_and_who_is_silent(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    with running_ring(tmp_path / "ring", repair=QUICK) as ring:
+        pushed = await Pushed.some(4, ring, http, tmp_path)
+        await until(complete(ring, pushed.blobs), PATIENCE)
+        ring.origins[2].kill()
+        answers = await ask_all(ring.config.hosts)
+        silent = [host for host, answer in answers.items() if not isinstance(answer, OriginStatus)]
+        assert silent == [ring.origins[2].host]
+        assert not all(map(is_whole, answers.values()))
+        command = [sys.executable, "-m", "shoal", "origin", "status", "--json"]
+        command += ["--origins", ",".join(ring.config.hosts)]
+        said = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert said.returncode == 1
+        assert '"answering":2,"origins":3' in said.stdout
