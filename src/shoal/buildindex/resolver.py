@@ -165,6 +165,7 @@ class Resolver:
             origins=self._origins,
             effort=effort,
             policy=config.manifest,
+            namespace=candidate.repository if self._has_backend(candidate.repository) else "",
         )
 
 
@@ -181,8 +182,11 @@ class _Resolution:
         origins: Origins,
         effort: Effort,
         policy: RetryPolicy,
+        namespace: str,
     ) -> None:
+        """`namespace`: the repository whose backend may have what no origin has; empty: none."""
         self._candidate = candidate
+        self._namespace = namespace
         self._tag_type = tag_type
         self._walk = walk
         self._existence = existence
@@ -290,7 +294,7 @@ class _Resolution:
                 digest,
                 deadline=deadline,
                 limit=MAX_MANIFEST_BYTES,
-                namespace=self._candidate.repository,
+                namespace=self._namespace,
             )
 
         return await self._effort.spend(
@@ -310,7 +314,7 @@ class _Resolution:
                 digest,
                 deadline=deadline,
                 limit=MAX_MANIFEST_BYTES,
-                namespace=self._candidate.repository,
+                namespace=self._namespace,
             )
 
     async def _feed(self, digest: Digest, body: bytes, content_type: str | None = None) -> None:

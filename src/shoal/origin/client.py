@@ -364,7 +364,7 @@ class OriginCluster(Placing):
         path = f"/internal/blobs/{digest}/refresh"
         more = {"begun": "true"} if begun else {}
         fetched = await self._at_backend(digest, "POST", path, namespace, deadline, **more)
-        if fetched is None and len(poll.absent) == everyone:
+        if fetched is None and len(poll.absent) + len(poll.unasked) >= everyone:
             return poll
         return await ask_all(deadline, everyone)
 
