@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from shoal.buildindex.lookups import Question
 from shoal.buildindex.storage import Storage
 from shoal.buildindex.store import Store
-from shoal.buildindex.upstreams import Upstreams
+from shoal.buildindex.upstreams import Held, Upstreams
 from shoal.web.deadline import Deadline
 
 PARALLEL = 16
@@ -29,27 +29,34 @@ class Elsewhere:
         self._upstreams.refuse_writes(repository)
 
     async def open_questions(self, asked: Sequence[tuple[Question, bool]]) -> list[Question]:
-        """Those that the records alone do not answer; with each, whether they know of it."""
-        doubtful = [question for question, known in asked if self._is_doubtful(question, known)]
+        """Those that the records alone do not answer; with each, whether they knew of it.
+
+        A live record of what they did not know was written since they were looked at: the question
+        is open, for the answer is to be looked up again.
+        """
+        doubtful = [entry for entry in asked if self._is_doubtful(*entry)]
         if not doubtful:
             return []
-        names = [(q.record_kind, q.repository, q.reference) for q in doubtful]
+        names = [(q.record_kind, q.repository, q.reference) for q, _ in doubtful]
         held = await self._store.read(lambda view: [view.version(*name) for name in names])
-        open_ = []
-        for question, version in zip(doubtful, held, strict=True):
-            remote = self._upstreams.remote(question.repository)
-            if remote is None:
-                settled = version is not None
-            else:
-                settled = self._upstreams.is_settled(remote, question, version)
-            if not settled:
-                open_.append(question)
-        return open_
+        return [
+            question
+            for (question, known), record in zip(doubtful, held, strict=True)
+            if not self._is_settled(question, known, record)
+        ]
 
     def _is_doubtful(self, question: Question, known: bool) -> bool:
         if self._upstreams.remote(question.repository) is not None:
             return not known or question.record_kind == "tag"
         return not known and self._storage.covers(question.repository)
+
+    def _is_settled(self, question: Question, known: bool, held: Held) -> bool:
+        if held is not None and not held[1] and not known:
+            return False
+        remote = self._upstreams.remote(question.repository)
+        if remote is None:
+            return held is not None
+        return self._upstreams.is_settled(remote, question, held)
 
     async def bring(
         self, questions: Collection[Question], deadline: Deadline, *, rely: bool = False

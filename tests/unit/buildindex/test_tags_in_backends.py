@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from shoal.backend.config import BackendConfig, BackendsConfig
 from shoal.backend.local import LocalBackend
 from shoal.backend.matching import Backends
 from shoal.buildindex import storage
+from shoal.buildindex.elsewhere import Elsewhere
 from shoal.buildindex.listing import Part, merged
+from shoal.buildindex.lookups import Question
 from shoal.model.digest import Digest
 from shoal.model.errors import ManifestUnknown, SourceFailed
 from shoal.web.client import HttpClient
@@ -113,6 +115,22 @@ async def test_a_manifest_and_a_blob_are_known_by_their_links(tmp_path: Path) ->
         await put(backends, LinkName("app", LAYER, "blob"), LAYER)
         assert await node.find(digest) is not None
         assert await node.find(digest, "other") is None
+        assert await node.has(LAYER)
+
+
+async def test_what_is_written_while_it_is_looked_up_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_questions = Elsewhere.open_questions
+
+    async def after_a_write(
+        elsewhere: Elsewhere, asked: Sequence[tuple[Question, bool]]
+    ) -> list[Question]:
+        await node.index.link("app", LAYER)
+        return await open_questions(elsewhere, asked)
+
+    async with node_over(tmp_path) as node:
+        monkeypatch.setattr(Elsewhere, "open_questions", after_a_write)
         assert await node.has(LAYER)
 
 
