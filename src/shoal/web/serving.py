@@ -7,7 +7,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import structlog
 from aiohttp import web
@@ -67,6 +67,7 @@ async def listening(
     Raises `CannotListen`.
     """
     started: list[tuple[web.AppRunner, Listener]] = []
+    accepting: list[asyncio.Server] = []
     try:
         for entry in listeners:
             listener = Listener(*entry)
@@ -81,33 +82,45 @@ async def listening(
             )
             started.append((runner, listener))
             await runner.setup()
-            await _listen(runner, listener)
-        yield [_bound(runner) for runner, _ in started]
+            accepting.append(await _listen(runner, listener))
+        yield [_bound(server) for server in accepting]
     finally:
+        await _stop_accepting(accepting)
         await _drain(started, grace)
 
 
-async def _listen(runner: web.AppRunner, listener: Listener) -> None:
+async def _listen(runner: web.AppRunner, listener: Listener) -> asyncio.Server:
     host, port = split_address(listener.address)
+    loop = asyncio.get_running_loop()
     try:
-        await web.TCPSite(runner, host, port, backlog=BACKLOG).start()
+        return await loop.create_server(cast(Any, runner.server), host, port, backlog=BACKLOG)
     except OSError as error:
         raise CannotListen(listener.address, listener.key, error) from error
 
 
-def _bound(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
+def _bound(server: asyncio.Server) -> str:
+    host, port = server.sockets[0].getsockname()[:2]
     return join_address(host, port)
 
 
-async def _drain(started: Sequence[tuple[web.AppRunner, Listener]], grace: float) -> None:
-    for runner, _ in started:
-        for site in list(runner.sites):
-            await site.stop()
-    # A connection that was accepted just now is known to the server three turns later, and requests
-    # that are parsed already begin: both are drained like others.
+async def _stop_accepting(accepting: Sequence[asyncio.Server]) -> None:
+    """Refuse new connections.
+
+    One that was accepted just now is known to the server three turns later, and requests that are
+    parsed already begin: both are to be drained like others. So asyncio's servers (uvloop's have no
+    readers) are closed only then: a closed one drops its new connections without closing them.
+    """
+    loop = asyncio.get_running_loop()
+    for server in accepting:
+        for listening_socket in server.sockets:
+            loop.remove_reader(listening_socket.fileno())
     for _ in range(_TURNS_TO_BEGIN):
         await asyncio.sleep(0)
+    for server in accepting:
+        server.close()
+
+
+async def _drain(started: Sequence[tuple[web.AppRunner, Listener]], grace: float) -> None:
     tasks = set()
     for runner, listener in started:
         requests = listener.app.get(IN_FLIGHT, {})
