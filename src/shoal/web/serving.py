@@ -93,7 +93,7 @@ async def _listen(runner: web.AppRunner, listener: Listener) -> asyncio.Server:
     host, port = split_address(listener.address)
     loop = asyncio.get_running_loop()
     try:
-        return await loop.create_server(cast(Any, runner.server), host, port, backlog=BACKLOG)
+        return await loop.create_server(cast("Any", runner.server), host, port, backlog=BACKLOG)
     except OSError as error:
         raise CannotListen(listener.address, listener.key, error) from error
 
