@@ -38,12 +38,12 @@ def test_more_is_asked_for_in_advance_while_pieces_come_quickly_up_to_the_limit(
     assert before < after == 8
 
 
-def test_less_is_asked_for_in_advance_when_pieces_queue_up() -> None:
+def test_two_pieces_are_asked_for_in_advance_when_they_queue_up() -> None:
     it = pace()
     for _ in range(20):
         it.asked(MIB, 0.0)
         it.completed(MIB, 5.0)
-    assert asked_at_once(it, MIB, 0.0) == 1
+    assert asked_at_once(it, MIB, 0.0) == 2
 
 
 def test_a_peer_stalls_when_bytes_are_due_and_none_come() -> None:

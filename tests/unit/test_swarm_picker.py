@@ -162,7 +162,7 @@ def test_a_late_piece_is_asked_for_elsewhere_once_more_and_only_after_patience()
     assert p.pick("ann", 99.0) is None
 
 
-@pytest.mark.parametrize("took, bound", [(0.8, MAX_PATIENCE), (3.0, pytest.approx(6.0, rel=0.05))])
+@pytest.mark.parametrize("took, bound", [(0.6, MAX_PATIENCE), (3.0, pytest.approx(9.0, rel=0.05))])
 def test_patience_grows_with_what_pieces_took_and_has_a_bound(took: float, bound: float) -> None:
     p = picker(40)
     p.add_peer("ann", bitset.full(40), seed=False)
@@ -415,7 +415,8 @@ class PickerMachine(RuleBasedStateMachine):
             self.judge_fresh(index, fresh, seed=peer.seed)
         elif index in asked_before:
             age = self.now - min(p.due[index] for p in self.peers.values() if index in p.due)
-            assert age > (self.picker.patience() if index in peer.bits else MAX_PATIENCE)
+            patience = self.picker.patience()
+            assert age > (patience if index in peer.bits else max(patience, MAX_PATIENCE))
         else:
             assert index not in peer.bits
             assert not peer.due

@@ -7,6 +7,9 @@ _FAST = 0.5
 """Seconds in which a piece should come; while it does, more is asked for in advance."""
 
 _SLOW = 1.5
+"""Seconds above which less is asked for in advance, down to two pieces: while one comes, the next
+waits there for its turn. With one alone, a host at 12.5 MB/s had too little under way to keep its
+link busy."""
 
 MAX_PIECES = 128
 """Pieces asked for in advance at most, however small; less than what a peer bears."""
@@ -78,7 +81,7 @@ class Pace:
         if took < _FAST:
             self._target = min(self._limit, self._target + length)
         elif took > _SLOW:
-            self._target = max(length, self._target // 2)
+            self._target = max(min(2 * length, self._limit), self._target // 2)
 
     def stalled(self, now: float) -> bool:
         """Bytes are due, and none came for much longer than its pieces take, or for the timeout."""

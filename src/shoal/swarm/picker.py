@@ -23,7 +23,8 @@ PATIENCE = 0.25
 """Seconds after which a piece is late at the earliest."""
 
 MAX_PATIENCE = 2.0
-"""The same at the latest, unless pieces take half as long anyhow: large ones on a slow link."""
+"""The same at the latest, unless pieces take a third of it anyhow: large ones on a slow link. Twice
+what they took was too early: at 12.5 MB/s one piece in twenty came a second time."""
 
 MAX_COPIES = 2
 """Peers that one piece is asked from at the same time."""
@@ -307,7 +308,7 @@ class Picker:
             if known.bits >> index & 1:
                 bearable = patience
             elif unshown and not known.refused >> index & 1:
-                bearable = MAX_PATIENCE
+                bearable = max(patience, MAX_PATIENCE)
             else:
                 continue
             if age > bearable and all(self.is_asked(it, index) for it in asked):
@@ -336,7 +337,7 @@ class Picker:
 
     def patience(self) -> float:
         """Seconds after which a piece is late: a few times what pieces took so far."""
-        most = max(MAX_PATIENCE, 2 * self._latency)
+        most = max(MAX_PATIENCE, 3 * self._latency)
         return min(most, max(PATIENCE, 4 * self._latency))
 
     # -- what became of it
