@@ -2,13 +2,13 @@
 """How soon the first byte of a cold blob comes, small or large, and an image of many tiny layers.
 
 Each blob is new, through an agent that has never heard of it, by a client with a connection of its
-own. The tiny layers are pulled three at a time, as container runtimes do by default.
+own. Small ones are pulled one after the other; the first finds an agent that has not yet spoken to
+anybody. The tiny layers are pulled three at a time, as container runtimes do by default.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from shoal.model.media_types import OCI_MANIFEST
 
 SHAPE = Shape(agents=1)
 SMALL = 1024
+SMALL_BLOBS = 9
 LAYERS = 60
 _LAYER = 4096
 _AT_ONCE = 3
@@ -40,8 +41,8 @@ _REPOSITORY = "bench/latency"
 class Latency:
     """Seconds from the request."""
 
-    small_s: float
-    """To the first byte of a blob of 1 KiB."""
+    small_s: list[float]
+    """To the first byte of each blob of 1 KiB, in the order in which they were pulled."""
 
     large_s: float
     """To the first byte of a large one."""
@@ -74,24 +75,32 @@ def run(
 async def _run(cluster: Cluster, source: Path) -> Latency:
     proxy, agent = cluster.layout.of("proxy")[0].url(), cluster.layout.of("agent")[0].url()
     base = f"{agent}/v2/{_REPOSITORY}"
-    small = os.urandom(SMALL)
-    small_digest = f"sha256:{hashlib.sha256(small).hexdigest()}"
-    await asyncio.to_thread(push_blob, proxy, _REPOSITORY, small, small_digest)
+    small = await asyncio.to_thread(_push_small, proxy)
     tag, digests = await asyncio.to_thread(_push_image, proxy)
     large_digest = await asyncio.to_thread(content.renew, source)
     await asyncio.to_thread(push_blob, proxy, _REPOSITORY, source, large_digest)
     await asyncio.to_thread(os.sync)
-    of_small = await _fetch([f"{base}/blobs/{small_digest}"])
+    of_small = [await _fetch([f"{base}/blobs/{digest}"]) for digest in small]
     manifest = await _fetch([f"{base}/manifests/{tag}"])
     blobs = await _fetch([f"{base}/blobs/{digest}" for digest in digests], _AT_ONCE)
     of_large = await _fetch([f"{base}/blobs/{large_digest}"])
     image_s = manifest.wall_s + blobs.wall_s
-    return Latency(of_small.first_byte_s, of_large.first_byte_s, image_s)
+    small_s = [fetched.first_byte_s for fetched in of_small]
+    return Latency(small_s, of_large.first_byte_s, image_s)
 
 
 async def _fetch(urls: list[str], at_once: int = 1) -> Fetched:
     async with fetcher(Task(urls, at_once)) as client:
         return await client.go(_PATIENCE)
+
+
+def _push_small(proxy: str) -> list[str]:
+    """Push blobs of 1 KiB; their digests. Blocks."""
+    contents = [os.urandom(SMALL) for _ in range(SMALL_BLOBS)]
+    digests = [str(Digest.of(data)) for data in contents]
+    for data, digest in zip(contents, digests, strict=True):
+        push_blob(proxy, _REPOSITORY, data, digest)
+    return digests
 
 
 def _push_image(proxy: str) -> tuple[str, list[str]]:
