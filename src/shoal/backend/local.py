@@ -8,10 +8,10 @@ its word.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -23,8 +23,8 @@ from shoal.backend.base import Blobs, Content, Listing, Name, Page, Source, TagN
 from shoal.backend.listing import blobs, page_of, repositories, tags
 from shoal.backend.paths import Layout, NoPath
 from shoal.backend.sources import CHUNK, as_source
+from shoal.backend.threads import Threads
 from shoal.store.durable import fsync_dir, make_dirs_durably, replace_durably
-from shoal.store.threads import in_thread, open_file
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
 
@@ -47,6 +47,7 @@ class LocalBackend:
         self._layout = layout
         self._timeout = timeout
         self._made = False
+        self._threads = Threads()
 
     @property
     def description(self) -> str:
@@ -60,7 +61,7 @@ class LocalBackend:
         call, path = self._call("STAT", name)
         try:
             async with self._asking(call, deadline):
-                return (await in_thread(path.stat)).st_size
+                return (await self._threads.run(path.stat)).st_size
         except NotFound:
             return None
 
@@ -70,32 +71,33 @@ class LocalBackend:
     ) -> AsyncIterator[Content]:
         call, path = self._call("GET", name)
         async with self._asking(call, deadline):
-            descriptor = await open_file(path)
+            descriptor = await self._threads.open_file(path)
         try:
             async with self._asking(call, deadline):
-                size = (await in_thread(os.fstat, descriptor)).st_size
+                size = (await self._threads.run(os.fstat, descriptor)).st_size
             last = size if stop is None else min(stop, size)
-            yield _File(call, descriptor, size, range(start, max(start, last)), self._timeout)
+            part = range(start, max(start, last))
+            yield _File(call, descriptor, size, part, self._timeout, self._threads)
         finally:
-            await asyncio.shield(in_thread(os.close, descriptor))
+            await self._threads.clean_up(os.close, descriptor)
 
     async def put(self, name: Name, source: Path | bytes | Source, *, deadline: Deadline) -> None:
         call, path = self._call("PUT", name)
         content = await as_source(call, source)
         temp = self._folder / _INCOMING / uuid.uuid4().hex
         async with self._asking(call, deadline):
-            await in_thread(_clean, temp.parent)
-            descriptor = await in_thread(os.open, temp, _NEW, 0o644)
+            await self._threads.run(_clean, temp.parent)
+            incoming = _Incoming(temp, await self._threads.new_file(temp))
             try:
                 written = 0
                 async for chunk in content.chunks():
-                    await in_thread(_write_all, descriptor, chunk)
+                    await self._threads.run(incoming.write, chunk)
                     written += len(chunk)
                 if written != content.size:
                     raise call.short(written, content.size)
-                await in_thread(_place, temp, path)
+                await self._threads.run(_place, temp, path)
             finally:
-                await asyncio.shield(in_thread(_discard, descriptor, temp))
+                await self._threads.clean_up(incoming.discard)
 
     async def list(
         self, listing: Listing, *, after: str = "", limit: int = 1000, deadline: Deadline
@@ -115,7 +117,7 @@ class LocalBackend:
     async def children(self, path: str) -> Sequence[str]:
         """What lies in a folder, as `shoal.backend.listing` asks for it."""
         try:
-            return await in_thread(os.listdir, self._folder / path)
+            return await self._threads.run(os.listdir, self._folder / path)
         except FileNotFoundError:
             return []
 
@@ -123,21 +125,22 @@ class LocalBackend:
         call, path = self._call("DELETE", name)
         gone = self._folder / self._layout.tag(name) if isinstance(name, TagName) else path
         async with self._asking(call, deadline):
-            return await in_thread(_remove, gone, self._folder)
+            return await self._threads.run(_remove, gone, self._folder)
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Begin nothing more."""
+        self._threads.close()
 
     @asynccontextmanager
     async def _asking(self, call: Call, deadline: Deadline) -> AsyncIterator[None]:
         async with call.within(deadline):
             try:
                 if not self._made:
-                    await in_thread(make_dirs_durably, self._folder)
+                    await self._threads.run(make_dirs_durably, self._folder)
                     self._made = True
                 yield
             except FileNotFoundError as error:
-                if await in_thread(self._folder.is_dir):
+                if await self._threads.run(self._folder.is_dir):
                     raise NotFound(call.method, call.url, "it is not there", status=404) from error
                 # An unmounted volume is not an empty one.
                 raise Unreachable(
@@ -154,23 +157,56 @@ class LocalBackend:
         return Call(method, f"file://{path.absolute()}"), path
 
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+class _Incoming:
+    """A file that is being written. Its methods block.
+
+    A write that hung, and that nobody waits for any more, must not go on in another file that got
+    the number of this one; nor must one begin that stood in the queue until this was closed.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._writing = threading.Lock()
+        self._closed = False
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        with self._writing:
+            while view and not self._closed:
+                view = view[os.write(self._descriptor, view) :]
+
+    def discard(self) -> None:
+        """Close it, and remove it unless it got its place."""
+        with self._writing:
+            self._closed = True
+            os.close(self._descriptor)
+        self._path.unlink(missing_ok=True)
 
 
 class _File:
-    def __init__(self, call: Call, descriptor: int, size: int, part: range, timeout: float) -> None:
+    def __init__(  # noqa: PLR0917 -- what a read needs
+        self,
+        call: Call,
+        descriptor: int,
+        size: int,
+        part: range,
+        timeout: float,
+        threads: Threads,
+    ) -> None:
         self.size = size
         self._call = call
         self._descriptor = descriptor
         self._part = part
         self._timeout = timeout
+        self._threads = threads
 
     async def chunks(self) -> AsyncIterator[bytes]:
         for start in range(self._part.start, self._part.stop, CHUNK):
             wanted = min(CHUNK, self._part.stop - start)
             async with self._call.within(Deadline.after(self._timeout)):
                 try:
-                    chunk = await in_thread(os.pread, self._descriptor, wanted, start)
+                    chunk = await self._threads.run(os.pread, self._descriptor, wanted, start)
                 except OSError as error:
                     raise _meaning(self._call, error) from error
             if len(chunk) != wanted:
@@ -201,20 +237,9 @@ def _clean(incoming: Path) -> None:
                 left.unlink()
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 def _place(temp: Path, final: Path) -> None:
     make_dirs_durably(final.parent)
     replace_durably(temp, final)
-
-
-def _discard(descriptor: int, temp: Path) -> None:
-    os.close(descriptor)
-    temp.unlink(missing_ok=True)
 
 
 def _remove(path: Path, root: Path) -> bool:
