@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Protocol
 from urllib.parse import urlencode
 
@@ -21,6 +22,7 @@ from cachetools import LRUCache
 from yarl import URL
 
 from shoal.backend.credentials import Credentials, CredentialsFailed, CredentialSource
+from shoal.backend.rate_limit import LONGEST, retry_after
 from shoal.backend.safety import Refused, same_origin, shown, target
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, Overloaded, Rejected, Unreachable
@@ -308,15 +310,14 @@ class Authenticator:
         if status != 200:
             transient = status == 429 or status >= 500
             kind: type[CallFailed] = Overloaded if transient else Rejected
-            seconds = answered.get("Retry-After", "")
-            after = float(seconds) if seconds.isascii() and seconds.isdigit() else None
+            after = retry_after(answered, datetime.now(UTC))
             # Not the body: a service may repeat in it what it was sent.
             raise kind(
                 method,
                 name,
                 "it gave no token for our credentials",
                 status=status,
-                retry_after=after,
+                retry_after=None if after is None else min(after, LONGEST),
             )
         try:
             answer = msgspec.json.decode(content, type=_Answer)

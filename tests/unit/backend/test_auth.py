@@ -376,6 +376,25 @@ async def test_a_token_service_that_limits_our_rate_is_left_alone(registry: Fake
             await backend.head_tag(HERE, "v1", soon())
 
 
+@pytest.mark.parametrize(
+    "named, seconds",
+    [("9" * 400, None), ("31536000", 3600.0), ("Mon, 01 Jan 2300 00:00:00 GMT", 3600.0)],
+)
+async def test_no_token_service_keeps_us_waiting_for_ever(
+    registry: FakeRegistry, named: str, seconds: float | None
+) -> None:
+    @registry.hook
+    async def down(request: web.Request) -> web.StreamResponse | None:
+        wanted = request.path == "/token"
+        return error(503, "UNAVAILABLE", {"Retry-After": named}) if wanted else None
+
+    bearer(registry, f"{registry.base}/token", tokens=set())
+    async with upstream_of(registry) as backend:
+        with pytest.raises(Overloaded) as failure:
+            await backend.head_tag(HERE, "v1", soon())
+        assert failure.value.retry_after == seconds
+
+
 async def test_a_token_service_that_says_nothing_is_bounded(registry: FakeRegistry) -> None:
     tokens = Tokens(registry)
     tokens.wait = asyncio.Event()

@@ -33,7 +33,19 @@ def test_retry_after_is_honoured_within_bounds(status: int, value: str, seconds:
     assert asked(status, Retry_After=value) == seconds
 
 
-@pytest.mark.parametrize("value", ["", "soon", "-5", "1e9", "7 s", "9" * 400])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "soon",
+        "-5",
+        "1e9",
+        "7 s",
+        "9" * 400,
+        f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT",
+        f"Mon, 01 Jan 2027 00:00:00 +{'9' * 20}",
+    ],
+)
 def test_a_retry_after_without_sense_is_as_none(value: str) -> None:
     assert asked(503, Retry_After=value) is None
     assert asked(429, Retry_After=value) == 2.0
