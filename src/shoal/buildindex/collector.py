@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -44,13 +44,19 @@ class Collector:
         config: GcConfig,
         *,
         tombstone_ttl: float,
+        unwritten: Callable[[], Awaitable[int | None]],
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
-        """`tombstone_ttl`: seconds for which a deletion is remembered."""
+        """`tombstone_ttl`: seconds for which a deletion is remembered.
+
+        `unwritten` gives the wall time (ms) of the oldest deletion that a backend was not told of:
+        from then on all are remembered.
+        """
         self._store = store
         self._neighbours = neighbours
         self._config = config
         self._tombstone_ttl = tombstone_ttl
+        self._unwritten = unwritten
         self._wall_ms = wall_ms
         self._running = asyncio.Lock()
         self._loop: asyncio.Task[None] | None = None
@@ -142,6 +148,9 @@ class Collector:
 
     async def _purge(self) -> None:
         before = self._wall_ms() - round(self._tombstone_ttl * 1000)
+        unwritten = await self._unwritten()
+        if unwritten is not None:
+            before = min(before, unwritten)
         while await self._store.purge(before) == PURGE_STEP:
             pass
 

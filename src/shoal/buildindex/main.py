@@ -80,7 +80,13 @@ async def _serve(config: BuildIndexConfig, store: Store, stop: Stop) -> None:
         neighbours,
         publisher,
         resolver,
-        Collector(store, neighbours, config.gc, tombstone_ttl=config.tombstone_ttl),
+        Collector(
+            store,
+            neighbours,
+            config.gc,
+            tombstone_ttl=config.tombstone_ttl,
+            unwritten=writeback.oldest_deletion if writeback is not None else _no_deletion,
+        ),
         elsewhere=elsewhere,
         listings=Listings(store, backends, timeout=config.read_through.timeout),
         gc_grace=config.gc.grace,
@@ -149,6 +155,10 @@ def _elsewhere(  # noqa: PLR0917 -- the parts that it is made of
             renew_after_ms=round(config.gc.grace * 1000 / 2),
         ),
     )
+
+
+async def _no_deletion() -> None:
+    """There is no backend that is to be told of deletions."""
 
 
 def _nothing() -> None:

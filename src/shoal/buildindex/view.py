@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from shoal.buildindex.clock import Version
 from shoal.buildindex.garbage import Contents, LiveLink, LiveManifest
@@ -32,6 +32,10 @@ FALLBACK_HEX = 64
 _COLUMNS = "kind, repository, name, value, wall_ms, counter, node"
 
 _RECORD = f"SELECT {_COLUMNS} FROM records WHERE kind = ? AND repository = ? AND name = ?"  # noqa: S608 - a constant
+
+_POINTING = f"""
+SELECT {_COLUMNS} FROM records WHERE kind = 'tag' AND repository = ? AND value = ?
+"""  # noqa: S608 - a constant
 
 _VERSION = """
 SELECT wall_ms, counter, node, value IS NULL FROM records
@@ -79,6 +83,12 @@ WHERE t.repository = ? AND t.tag = ?
 _LINK = """
 SELECT wall_ms FROM records
 WHERE kind = 'blob' AND repository = ? AND name = ? AND value IS NOT NULL
+"""
+
+_PARTS = """
+SELECT r.target, m.digest IS NOT NULL FROM refs r
+LEFT JOIN manifests m ON m.repository = r.repository AND m.digest = r.target
+WHERE r.repository = ? AND r.manifest = ?
 """
 
 _LINKED_ANYWHERE = """
@@ -172,6 +182,20 @@ class View:
         else:
             digest = None if self.linked_at(repository, name) is None else name
         return self.version(kind, repository, name) is not None, digest
+
+    def pointing(self, repository: str, digest: str) -> list[Record]:
+        """The writes of tags that point to a digest, also where its deletion hides them."""
+        return [_from_row(row) for row in self._connection.execute(_POINTING, (repository, digest))]
+
+    def parts(
+        self, repository: str, manifest: str
+    ) -> list[tuple[str, Literal["blob", "manifest"]]]:
+        """What a manifest references and the repository has, each with the kind of its record."""
+        return [
+            (digest, "manifest" if is_manifest else "blob")
+            for digest, is_manifest in self._connection.execute(_PARTS, (repository, manifest))
+            if is_manifest or self.linked_at(repository, digest) is not None
+        ]
 
     # -- lists --------------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@ noted durably; so nothing that was acknowledged is forgotten, whenever the proce
 names a record: what is written is what the record says when it is done, and what changes meanwhile
 has it done once more. Every build-index follows the log, also what its neighbours wrote, later and
 only where it is not done yet: so another one takes over from one that is gone.
+
+Who reads the backend sees no name before what it names: a blob's link comes after the blob, which
+an origin writes; a manifest's link after the manifest and the links of its parts; a tag after that.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from shoal.backend.base import LinkName, Name, TagName
+from shoal.backend.base import BlobName, LinkName, Name, TagName
 from shoal.backend.config import BackendConfig
 from shoal.backend.matching import Backends, Matched
 from shoal.buildindex.config import WritebackConfig
@@ -34,6 +37,7 @@ from shoal.queue.config import queue_file
 from shoal.queue.durable import DurableQueue
 from shoal.queue.tasks import Hopeless, Task
 from shoal.web.deadline import Deadline
+from shoal.web.failures import NotFound
 
 QUEUE = "backend"
 """The name of the queue."""
@@ -89,10 +93,47 @@ class BackendWrites:
         if wanted is None:
             await place.matched.backend.delete(place.name, deadline=self._deadline())
         elif (write.own and not task.failures) or not await self._has(place, wanted):
+            await self._check_content(place, Digest.parse(wanted))
             await place.matched.backend.put(place.name, wanted.encode(), deadline=self._deadline())
 
     async def let_go(self, task: Task) -> None:
         """Nothing is left of a task that is done or dropped."""
+
+    async def _check_content(self, place: _Place, digest: Digest) -> None:
+        """Raise `NotFound` unless the backend has what comes before a tag or link to a digest."""
+        for name, matched in await self._content(place, digest):
+            for storage in matched.places or (matched.backend,):
+                if await storage.stat(name, deadline=self._deadline()) is None:
+                    what = "the link of " if isinstance(name, LinkName) else ""
+                    raise NotFound(
+                        "PUT",
+                        storage.description,
+                        f"not written before {what}{name.digest} is there, which it needs",
+                    )
+
+    async def _content(
+        self, place: _Place, digest: Digest
+    ) -> list[tuple[BlobName | LinkName, Matched]]:
+        """What comes before a name, each with where it is stored."""
+        repository = place.name.repository
+        blobs = self._backends.for_blobs(repository)
+        if blobs is None:
+            return []  # its blobs stay on the origins, so nobody else can use its tags
+        is_manifest, parts = await self._store.read(
+            lambda view: (
+                view.has_manifest(repository, str(digest)),
+                view.parts(repository, str(digest)),
+            )
+        )
+        if isinstance(place.name, TagName) and is_manifest:
+            return [(LinkName(repository, digest, "manifest"), place.matched)]
+        content: list[tuple[BlobName | LinkName, Matched]] = [(BlobName(repository, digest), blobs)]
+        if isinstance(place.name, LinkName) and place.name.kind == "manifest":
+            content += [
+                (LinkName(repository, Digest.parse(part), kind), place.matched)
+                for part, kind in parts
+            ]
+        return content
 
     def _place(self, write: _Write) -> _Place:
         matched = self._backends.for_tags(write.repository)
@@ -160,6 +201,33 @@ class Writeback:
         """What keeps the queue from taking tasks on."""
         return await self._queue.missing()
 
+    async def oldest_deletion(self) -> int | None:
+        """Wall time (ms) of the oldest deletion that is still to reach a backend; None: all have.
+
+        Forgotten before, it would be undone: the name would be found in the backend again.
+        """
+        oldest: list[int] = []
+        # The log first: what moves on to the queue meanwhile is found there.
+        after, more = await self._taken() or 0, True
+        while more:
+            page = await self._store.read(lambda view: view.changes(after, MAX_BATCH))  # noqa: B023
+            oldest += [
+                record.version.wall_ms
+                for record in page.records
+                if record.value is None and self._is_kept(record)
+            ]
+            after, more = page.next, page.more
+        tasks = [msgspec.json.decode(task.payload, type=_Write) for task in await self.tasks()]
+        for start in range(0, len(tasks), MAX_BATCH):
+            names = [(one.kind, one.repository, one.name) for one in tasks[start:][:MAX_BATCH]]
+            held = await self._store.read(lambda view: [view.version(*name) for name in names])  # noqa: B023 -- it is called at once
+            oldest += [record[0].wall_ms for record in held if record is not None and record[1]]
+        return min(oldest, default=None)
+
+    async def tasks(self) -> list[Task]:
+        """What is still to be written, and what was given up."""
+        return await self._queue.tasks()
+
     async def stop(self, grace: float) -> None:
         """Take what was written into the queue, and give tasks that run `grace` seconds."""
         if self._following is not None:
@@ -183,19 +251,27 @@ class Writeback:
                 async with asyncio.timeout(LOOK_INTERVAL):
                     await self._changed.wait()
 
+    async def _taken(self) -> int | None:
+        """The sequence number up to which the log was followed; None: it never was."""
+        known = await self._store.read(lambda view: view.cursor(_CURSOR))
+        if known is None:
+            return None
+        return known[1] if known[0] == self._config_id else 0
+
     async def _take_page(self) -> bool:
         """Take some records into the queue; whether there are more."""
-        known = await self._store.read(lambda view: view.cursor(_CURSOR))
-        config_id, after = known or (self._config_id, 0)
-        if config_id != self._config_id:
-            after = 0
+        known = await self._taken()
+        after = known or 0
         page = await self._store.read(lambda view: view.changes(after, MAX_BATCH))
         own: dict[str, str] = {}
         others: dict[str, str] = {}
         for record in page.records:
             if self._is_kept(record):
                 is_own = record.version.node == page.node
-                (own if is_own else others)[_key(record)] = _payload(record, own=is_own)
+                kept = own if is_own else others
+                kept[_key(record)] = _payload(record, own=is_own)
+                for tag in await self._hidden(record):
+                    kept[_key(tag)] = _payload(tag, own=is_own)
         if own:
             await self._queue.add_again(own)
         if others:
@@ -203,6 +279,16 @@ class Writeback:
         if known is None or page.records:
             await self._store.set_cursor(_CURSOR, self._config_id, page.next)
         return page.more
+
+    async def _hidden(self, record: Record) -> list[Record]:
+        """The tags that a deletion takes away without a record of their own.
+
+        Another build-index pointed them to the manifest while it was deleted.
+        """
+        if record.kind != "manifest" or record.value is not None:
+            return []
+        tags = await self._store.read(lambda view: view.pointing(record.repository, record.name))
+        return [msgspec.structs.replace(tag, version=record.version) for tag in tags]
 
     def _is_kept(self, record: Record) -> bool:
         """Whether a record belongs into a backend, and does not come from there."""

@@ -186,6 +186,7 @@ class Node:
             self.neighbours,
             self.config,
             tombstone_ttl=30 * 86400.0,
+            unwritten=self._unwritten,
             wall_ms=self.wall_ms,
         )
         self.backend_configs = tuple(backends)
@@ -227,6 +228,9 @@ class Node:
     def _wrote(self) -> None:
         if self.writeback is not None:
             self.writeback.wake()
+
+    async def _unwritten(self) -> int | None:
+        return None if self.writeback is None else await self.writeback.oldest_deletion()
 
     async def write_back(self) -> None:
         """Begin to write to the backends."""

@@ -40,6 +40,10 @@ CONFIG_BLOB, LAYER = Digest.of(b"config"), Digest.of(b"layer")
 REPOSITORY = "team/app"
 
 
+async def nothing_unwritten() -> None:
+    """There is no backend."""
+
+
 @pytest.fixture
 def origins() -> FakeOrigins:
     return FakeOrigins()
@@ -60,7 +64,7 @@ async def client(origins: FakeOrigins, tmp_path: Path) -> AsyncIterator[BuildInd
         neighbours,
         publisher,
         Resolver(origins, Members(store, neighbours, elsewhere), 2, CONFIG, types),
-        Collector(store, neighbours, gc, tombstone_ttl=60.0),
+        Collector(store, neighbours, gc, tombstone_ttl=60.0, unwritten=nothing_unwritten),
         elsewhere=elsewhere,
         listings=Listings(store, backends, timeout=1.0),
         gc_grace=gc.grace,
