@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -75,3 +76,21 @@ async def test_stopping_while_all_wait_for_tokens_leaves_nothing_behind(stage: S
     await until(lambda: leecher.node.links and leecher.node.links[seed.peer.id].connection.paused)
     await leecher.node.stop()
     assert leecher.node._buffers._used == 0
+
+
+async def test_no_more_is_received_than_can_be_checked(stage: Stage) -> None:
+    content = pieces(64)
+    leecher = await stage.host()
+    release = threading.Event()
+    try:
+        for _ in range(2):
+            leecher.node.executor.submit(release.wait, PATIENCE)  # As a disk that takes nothing.
+        leecher.leech(content, [await stage.seed(content)])
+        await until(lambda: any(it.connection.paused for it in leecher.node.links.values()))
+        received = leecher.traffic.bytes_received.total()
+        # Two have a thread, four wait for one, and the rest came in one turn of the event loop.
+        assert received <= 12 * content.metainfo.piece_size
+    finally:
+        release.set()
+    await leecher.whole(content)
+    assert leecher.traffic.bytes_received.total() == content.metainfo.size

@@ -49,6 +49,16 @@ async def test_the_most_urgent_goes_first_and_equals_in_order_of_arrival() -> No
     assert line.served == ["first", "next", "late", "later"]
 
 
+async def test_it_tells_how_many_wait() -> None:
+    line = Line(1)
+    tasks = [await line.queue(name, 0) for name in "abc"]
+    seen = [line.turns.waiting]
+    for task, name in zip(tasks, "abc", strict=True):
+        await line.leave(task, name)
+        seen.append(line.turns.waiting)
+    assert seen == [2, 1, 0, 0]
+
+
 async def test_all_places_are_used_and_come_back() -> None:
     line = Line(2)
     tasks = [await line.queue(name, 0) for name in "abc"]

@@ -362,10 +362,11 @@ class Download:
     async def _hash(self, pieces: PieceFile) -> Digest:
         """The digest of the whole, taken behind the frontier while pieces still come."""
         hasher = self.digest.hasher()
+        buffer = memoryview(bytearray(min(_HASH_SLICE, pieces.metainfo.size)))
         file = pieces.file
         async for start, stop in pieces.readable(0, pieces.metainfo.size):
             began = self._now()
-            work = partial(_hash_range, hasher, file.fd, start, stop)
+            work = partial(_hash_range, hasher, buffer, file.fd, start, stop)
             await file.run(self._sources.hashing, work)
             self._timeline.hashing += self._now() - began
         return Digest(self.digest.algorithm, hasher.hexdigest())
@@ -381,8 +382,7 @@ def _bytes_of(pieces: PieceFile) -> int:
     return pieces.verified.bit_count() * metainfo.piece_size - short
 
 
-def _hash_range(hasher: Hasher, fd: int, start: int, stop: int) -> None:
-    buffer = memoryview(bytearray(min(_HASH_SLICE, stop - start)))
+def _hash_range(hasher: Hasher, buffer: memoryview, fd: int, start: int, stop: int) -> None:
     while start < stop:
         count = os.preadv(fd, [buffer[: stop - start]], start)
         if count == 0:

@@ -48,13 +48,19 @@ class Asking:
     # -- requests
 
     def fill(self, link: Link) -> None:
-        """Ask a peer for as much as its pace and this host's intake allow."""
+        """Ask a peer for as much as its pace and this host's intake allow, readers first."""
         if link.closed or link.peer is None:
             return
         now = self._now()
+        for blob in self._in_turn():
+            if link.id in blob.links and blob in link.blobs:
+                self._serve_readers(blob, now)
+        self._ask(link, now)
+
+    def _ask(self, link: Link, now: float) -> None:
+        if link.closed or link.peer is None or not link.pace.room(1, now):
+            return
         wanting = [blob for blob in self._in_turn() if link.id in blob.links and blob in link.blobs]
-        for blob in wanting:
-            self._serve_readers(blob, now)
         while wanting:
             for blob in tuple(wanting):
                 if not link.pace.room(blob.metainfo.piece_size, now):
@@ -80,7 +86,7 @@ class Asking:
         for blob in self._in_turn():
             self._serve_readers(blob, now)
         for link in sorted(self._links.values(), key=lambda link: link.pace.expected):
-            self.fill(link)
+            self._ask(link, now)
 
     def forget(self, blob: BlobSwarm) -> None:
         """A blob is no longer fetched."""

@@ -195,8 +195,7 @@ class BlobSwarm:
         self._have[link.id] |= 1 << index
         if self.seeding is not None:
             self._show(link, self.seeding.has(link.id, index))
-        if self.picker is not None:
-            self.picker.peer_has(link.id, index)
+        if self.picker is not None and self.picker.peer_has(link.id, index):
             self.node.fill(link)
 
     def on_request(self, link: Link, index: int) -> None:

@@ -200,27 +200,33 @@ class Connection:
         """Send for one turn."""
         for _ in range(self.stream.turn):
             if self._head:
-                sent = self.stream.send(self._head)
+                # The first bytes of a piece share a packet with its header, if they may go now.
+                more = self._sending is not None and self._egress is None
+                sent = self.stream.send(self._head, more=more)
                 self._head = self._head[sent:]
             elif self._sending is not None:
                 if not self._send_slice(self._sending):
                     return _Out.HELD
                 if self.is_closed():
                     return _Out.EMPTY
-            elif self._control:
-                self._head = memoryview(b"".join(self._control))
-                self._control.clear()
-                self._control_bytes = 0
-                continue
-            elif self._pieces:
-                self._sending = self._pieces.popleft()
-                self._left = self._sending.piece.length
-                self._head = memoryview(encode(self._sending.piece))
+            elif self._control or self._pieces:
+                self._head = self._next_head()
                 continue
             else:
                 return _Out.EMPTY
             self.last_progress_out = self._loop.time()
         return _Out.MORE
+
+    def _next_head(self) -> memoryview:
+        """The small frames that wait, and the header of the piece that goes after them."""
+        if self._pieces:
+            self._sending = self._pieces.popleft()
+            self._left = self._sending.piece.length
+            self._control.append(encode(self._sending.piece))
+        frames = b"".join(self._control)
+        self._control.clear()
+        self._control_bytes = 0
+        return memoryview(frames)
 
     def _send_slice(self, outgoing: _Outgoing) -> bool:
         """False when the rate limit does not allow it now."""

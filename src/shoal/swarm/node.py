@@ -37,6 +37,10 @@ _JANITOR = 5.0
 _THREADS = 2
 """That check pieces and write them; hashing and writing leave the event loop its core."""
 
+_UNCHECKED = 4
+"""Pieces that wait for a thread, beyond which no more are received: senders wait for a slow disk or
+processor, and pieces are hashed while the processor's cache still holds them."""
+
 _STUCK = 10.0
 """Seconds that a peer may take nothing of what it asked for."""
 
@@ -427,7 +431,7 @@ class SwarmNode:
 
     def take_memory(self, link: Link, length: int) -> memoryview | None:
         """Memory for a piece; a link that gets none is told when there is some."""
-        memory = self._buffers.take(length)
+        memory = self._buffers.take(length) if self.turns.waiting < _UNCHECKED else None
         if memory is None:
             self._starved.append(link)
         return memory

@@ -32,8 +32,11 @@ class Stream(Protocol):
     def buffered(self) -> bool:
         """Whether there are bytes to receive of which the socket no longer tells."""
 
-    def send(self, data: memoryview) -> int:
-        """Bytes sent. After BlockingIOError the same data must be sent first."""
+    def send(self, data: memoryview, *, more: bool = False) -> int:
+        """Bytes sent. After BlockingIOError the same data must be sent first.
+
+        `more`: other bytes follow at once, and may share a packet with the last of these.
+        """
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """Bytes sent of a file, at most `count`; 0 when it ends before. Retry as with `send`."""
@@ -63,9 +66,9 @@ class PlainStream:
         """Nothing is kept here."""
         return False
 
-    def send(self, data: memoryview) -> int:
+    def send(self, data: memoryview, *, more: bool = False) -> int:
         """As much as the socket takes."""
-        return self._sock.send(data)
+        return self._sock.send(data, socket.MSG_MORE if more else 0)
 
     def send_file(self, fd: int, offset: int, count: int) -> int:
         """With sendfile: the bytes do not pass through this process."""
@@ -111,7 +114,7 @@ class TlsStream:
         """Whether the rest of a record is here."""
         return self._sock.pending() > 0
 
-    def send(self, data: memoryview) -> int:
+    def send(self, data: memoryview, *, more: bool = False) -> int:  # noqa: ARG002 records go as they are
         """Encrypted here, and sent. From TLS 1.3 on, sending never waits for the other side."""
         try:
             return self._sock.send(data)

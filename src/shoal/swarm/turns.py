@@ -17,6 +17,11 @@ class Turns:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._arrivals = 0
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return len(self._waiting)
+
     @asynccontextmanager
     async def take(self, urgency: int) -> AsyncIterator[None]:
         """Hold a place; the lower `urgency` is, the sooner one comes free."""
