@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from shoal.model.digest import Digest
@@ -116,3 +117,34 @@ async def test_a_pushed_blob_that_an_upstream_has_too_is_not_evicted(tmp_path: P
             assert await call("GET", at("up.example.com/base", data)) == (200, data)
         assert not origin.path(Digest.of(others[0])).exists(), "the cache was never full"
         assert await call("GET", at("own/app", base)) == (200, base)
+
+
+async def test_what_was_pushed_before_there_was_a_backend_is_not_evicted(tmp_path: Path) -> None:
+    """Another repository, which has a backend, has the same layer later."""
+    base, *others = (os.urandom(3 * MIB) for _ in range(6))
+    (tmp_path / "backend").mkdir()
+    backend = {"match": "team/.*", "kind": "local", "path": str(tmp_path / "backend")}
+    cache = {"budget": "10MiB", "min_free": "0B"}
+    alone: dict[str, Any] = {"origins": 1, "replicas": 1, "write_quorum": 1}
+
+    data_dir = str(tmp_path / "data")
+    with running_ring(tmp_path / "before", **alone, data_dir=data_dir) as ring:
+        url = ring.origins[0].url(f"/namespace/old%2Fapp/blobs/{Digest.of(base)}")
+        assert (await asyncio.to_thread(ask, "PUT", url, base))[0] == 201
+
+    later: dict[str, Any] = {"backends": [backend], "cache": cache, "data_dir": data_dir}
+    with running_ring(tmp_path / "after", **alone, **later) as ring:
+        [origin] = ring.origins
+
+        def at(repository: str, data: bytes) -> str:
+            return origin.url(f"/namespace/{quote(repository, '')}/blobs/{Digest.of(data)}")
+
+        def backed(data: bytes) -> bool:
+            path = origin.path(Digest.of(data))
+            return path.with_name(f"{path.name}.backed").exists() or not path.exists()
+
+        for data in (base, *others):
+            assert (await asyncio.to_thread(ask, "PUT", at("team/app", data), data))[0] == 201
+            await until(partial(backed, data))
+        assert not origin.path(Digest.of(others[0])).exists(), "the cache was never full"
+        assert await asyncio.to_thread(ask, "GET", at("old/app", base)) == (200, base)

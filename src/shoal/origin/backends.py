@@ -35,11 +35,6 @@ class Matched(Protocol):
 class Match(Protocol):
     """Finds the backend of a repository's blobs; None: there is none."""
 
-    @property
-    def empty(self) -> bool:
-        """Whether no repository has any."""
-        ...
-
     def for_blobs(self, repository: str) -> Matched | None: ...
 
     def key_for_blobs(self, repository: str) -> str | None:
@@ -67,8 +62,11 @@ class BlobBackends:
         return self._backends.key_for_blobs(repository) == key
 
     def has_none(self, repository: str) -> bool:
-        """Whether the origins are the only place for a push there, while others have backends."""
-        return not self._backends.empty and self._backends.key_for_blobs(repository) is None
+        """Whether the origins are the only place for a push there.
+
+        Also while no repository has a backend: others may have one later, and then the same blob.
+        """
+        return self._backends.key_for_blobs(repository) is None
 
     def target(self, repository: str) -> Matched | None:
         """Where a push to the repository is written to; None: no backend is configured.

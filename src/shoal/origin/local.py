@@ -21,7 +21,9 @@ from shoal.model.digest import Digest
 from shoal.origin.backing import UNBACKED, Backing
 from shoal.origin.measuring import measure
 from shoal.origin.retention import Copy, stays
+from shoal.origin.unreadable import note_unreadable, sizes_of
 from shoal.store.blobs import BlobStore, StoredBlob
+from shoal.store.full import is_unreadable
 from shoal.swarm.metainfo import InvalidMetainfo, Metainfo
 
 METAINFO = "metainfo"
@@ -121,21 +123,22 @@ class LocalBlobs:
         `give_up_spare` spares these for so many seconds. `kept` as in `rely`; `unbacked` as in
         `note_unbacked`.
         """
-        sizes = {}
-        for digest in digests:
+
+        def hold(digest: Digest) -> int | None:
             whole = self.find(digest)
             if whole is None:
-                continue
+                return None
             with self._lock(digest):
                 if not whole.blob.path.exists():
-                    continue
+                    return None
                 self._hold(digest, seconds)
                 if kept and not self.is_kept(digest):
                     self._store.write_sidecar(digest, KEPT, b"", durable=True)
                 if unbacked:
                     self.backing.note_unbacked(digest)
-            sizes[digest] = whole.metainfo.size
-        return sizes
+            return whole.metainfo.size
+
+        return sizes_of(digests, hold)
 
     def _hold(self, digest: Digest, seconds: float) -> None:
         now = time.monotonic()
@@ -151,11 +154,11 @@ class LocalBlobs:
     ) -> dict[Digest, int]:
         """Sizes of those that are here and whole; `rely` and `kept` as in `rely`."""
 
-        def look(digest: Digest) -> Whole | None:
-            return self.rely(digest, kept=kept) if rely or kept else self.find(digest)
+        def look(digest: Digest) -> int | None:
+            whole = self.rely(digest, kept=kept) if rely or kept else self.find(digest)
+            return None if whole is None else whole.metainfo.size
 
-        found = ((digest, look(digest)) for digest in digests)
-        return {digest: whole.metainfo.size for digest, whole in found if whole is not None}
+        return sizes_of(digests, look)
 
     def keep(
         self,
@@ -246,10 +249,16 @@ class LocalBlobs:
     def copies(self, *, after: str = "") -> Iterator[Copy]:
         """All blobs that are here, ordered by digest, from `after` (its text) on.
 
-        Those that come or go meanwhile may be missed.
+        Those that come or go meanwhile may be missed, and those of which the disk says nothing.
         """
         for digest in self._store.digests(after=after):
-            copy = self._copy(digest)
+            try:
+                copy = self._copy(digest)
+            except OSError as error:
+                if not is_unreadable(error):
+                    raise
+                note_unreadable(digest, error)
+                continue
             if copy is not None:
                 yield copy
 
@@ -296,7 +305,7 @@ class LocalBlobs:
     def note_use(self, whole: Whole) -> None:
         """Somebody reads the copy: note it, but not for each one of many readers."""
         path = whole.blob.path
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # gone, or on a disk that can only be read: then it is read
             if self._clock() - path.stat().st_atime > _USED_EVERY:
                 with self._lock(whole.blob.digest):
                     self._touch(whole.blob.digest, path, None)
@@ -375,12 +384,15 @@ class LocalBlobs:
 
         An error of a moment (a cable, a reset of the controller) is not worth the copy.
         """
+        before = _inode(self._store.path(digest))
         with suppress(OSError):
             self.recheck(digest)
             return
         with self._lock(digest):
             path = self._store.path(digest)
             try:
+                if _inode(path) != before:
+                    return  # A good copy took its place while this one was read.
                 path.rename(damaged(path))
             except FileNotFoundError:
                 return
@@ -502,6 +514,13 @@ def _stamp(path: Path) -> tuple[int, int]:
     """Changes when somebody writes to the file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
 
 
 def damaged(path: Path) -> Path:

@@ -10,6 +10,7 @@ its disk.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -26,6 +27,7 @@ from shoal.origin import upkeep_metrics as metrics
 from shoal.origin.config import RepairConfig
 from shoal.origin.repair_plan import HOLD, Plan, Said, may_go, others_before, owners_besides, plan
 from shoal.origin.retention import Copy
+from shoal.store.full import is_unreadable
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, Rejected, Unreachable
@@ -50,6 +52,7 @@ class OwnCopies(Protocol):
     def copies(self) -> Iterator[Copy]: ...
     def count(self) -> int: ...
     def recheck(self, digest: Digest) -> bool: ...
+    def set_aside(self, digest: Digest) -> None: ...
     def give_up_spare(self, digest: Digest, cutoff: float) -> int | None: ...
 
 
@@ -180,6 +183,7 @@ class Repairer:
         """Repair for good."""
         self.look()
         again = AGAIN
+        due = math.inf
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -192,7 +196,11 @@ class Repairer:
             else:
                 pause = self._pause(done, again)
                 again = AGAIN if done.complete else min(2 * again, self._config.interval)
-            timer = asyncio.get_running_loop().call_later(pause, self.look)
+            now = self._monotonic()
+            # A look at some members does not put off the one at all: a member that comes and goes
+            # would keep the others from ever getting theirs.
+            due = now + pause if about is None else min(due, now + pause)
+            timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self.look)
             try:
                 await self._wake.wait()
             finally:
@@ -293,7 +301,7 @@ class Repairer:
         await asyncio.gather(*(ask(host, looks) for host, looks in by_host.items()))
 
     def _plan(self, one: _Look, look: Pass, waited_for: set[Digest]) -> Plan:
-        now = self._clock()
+        now = self._monotonic()
         digest = one.copy.digest
         decided = plan(
             self._name,
@@ -349,7 +357,14 @@ class Repairer:
             log.warning("copy not made", digest=str(digest), host=host, error=error.detail)
             if isinstance(error, Rejected) and error.code == "DIGEST_INVALID":
                 # What was sent is not what it should be: then it is this copy that is damaged.
-                await in_thread(self._copies.recheck, digest)
+                await self._doubt(self._copies.recheck, digest)
+            return False
+        except OSError as error:
+            look.failed += 1
+            metrics.FAILED.inc()
+            log.error("a copy cannot be read", digest=str(digest), error=str(error))  # noqa: TRY400
+            if is_unreadable(error):
+                await self._doubt(self._copies.set_aside, digest)
             return False
         if sent:
             look.sent += 1
@@ -357,6 +372,13 @@ class Repairer:
             metrics.SENT.inc()
             metrics.SENT_BYTES.inc(copy.size)
         return True
+
+    async def _doubt(self, look_again: Callable[[Digest], object], digest: Digest) -> None:
+        """One copy that the disk does not give must not keep the others from being sent."""
+        try:
+            await in_thread(look_again, digest)
+        except OSError as error:
+            log.error("a copy cannot be set aside", digest=str(digest), error=str(error))  # noqa: TRY400
 
     async def _unwanted(self, copies: Iterable[Copy]) -> frozenset[Digest]:
         """Those that are left to garbage collection, which would remove them again."""

@@ -20,9 +20,10 @@ from shoal.origin.members import STAT, Members, url_of
 from shoal.origin.messages import MAX_STAT_DIGESTS, StatAnswer, StatRequest
 from shoal.origin.retention import Copy
 from shoal.origin.service import BackendTerms
+from shoal.store.full import is_unreadable
 from shoal.store.threads import in_thread, open_file
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed
+from shoal.web.failures import CallFailed, Unreachable
 
 ASK_TIMEOUT = 30.0
 """Seconds for the answer about a batch: a disk that is asked for 1,000 files may need them."""
@@ -118,7 +119,7 @@ class RepairPeers:
     async def send(self, host: str, copy: Copy) -> bool:
         """Give one member its copy, as old as this one; False when this one has gone meanwhile.
 
-        Raises `CallFailed`.
+        Raises `CallFailed`, and `OSError` when this host's disk does not give the copy.
         """
         digest = copy.digest
         with self._local.in_use(digest):
@@ -146,6 +147,10 @@ class RepairPeers:
                     backed=terms.backed,
                     unbacked=terms.unbacked,
                 )
+            except Unreachable as error:
+                if isinstance(error.__cause__, OSError) and is_unreadable(error.__cause__):
+                    raise error.__cause__ from None
+                raise
             finally:
                 await in_thread(os.close, file)
         return True

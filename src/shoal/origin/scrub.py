@@ -9,7 +9,6 @@ page cache keeps what is asked for.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import threading
 import time
@@ -29,6 +28,7 @@ from shoal.origin.bandwidth import SLICE, Bandwidth
 from shoal.origin.config import ScrubConfig
 from shoal.origin.retention import Copy
 from shoal.store.durable import write_plainly
+from shoal.store.full import is_unreadable
 from shoal.swarm.metainfo import Metainfo, PieceHasher, piece_size_for
 
 SAVE_EVERY = 30.0
@@ -126,8 +126,8 @@ class Scrubber:
         last = self.last
         if last is not None and last.finished is None:
             position = last
-        elif last is not None and self._clock() < last.started + self._config.interval:
-            return last
+        elif last is not None and 0 <= self._clock() - last.started < self._config.interval:
+            return last  # one that began in the future was begun by a clock that was wrong
         else:
             position = Position(self._clock())
         self.position = position
@@ -137,7 +137,7 @@ class Scrubber:
         try:
             while batch := await self._call(_next, copies):
                 for copy in batch:
-                    await self._check(copy, position)
+                    await self._check_one(copy, position)
                     if self._clock() - saved >= SAVE_EVERY:
                         await self._call(self._save, position)
                         saved = self._clock()
@@ -148,6 +148,15 @@ class Scrubber:
         metrics.LAST_SCRUB.set(position.finished)
         log.info("scrub done", blobs=position.blobs, bytes=position.bytes, damaged=position.damaged)
         return position
+
+    async def _check_one(self, copy: Copy, position: Position) -> None:
+        try:
+            await self._check(copy, position)
+        except OSError as error:
+            # On a disk that takes no writes it stays where it is. The others are to be read, too.
+            log.error("a copy cannot be set aside", digest=str(copy.digest), error=str(error))  # noqa: TRY400
+            position.damaged += 1
+            position.after = str(copy.digest)
 
     async def _check(self, copy: Copy, position: Position) -> None:
         digest = copy.digest
@@ -162,7 +171,7 @@ class Scrubber:
             return  # It was removed meanwhile.
         except OSError as error:
             log.error("a blob cannot be read", digest=str(digest), error=str(error))  # noqa: TRY400
-            if error.errno not in {errno.EIO, errno.EUCLEAN, errno.EBADMSG}:
+            if not is_unreadable(error):
                 position.after = str(digest)  # No sign of rot: the next scrub looks at it again.
                 return
             await self._call(self._copies.set_aside, digest)

@@ -20,6 +20,7 @@ from shoal.origin.messages import MAX_NAMESPACES
 from shoal.origin.receiving import Received, Receiver, refusing_when_full
 from shoal.origin.remote_blob import RemoteBlob
 from shoal.origin.writeback import WriteBack
+from shoal.store.full import is_unreadable
 from shoal.store.memory import SMALL, MemoryCache
 from shoal.store.threads import in_thread, open_file, submit
 from shoal.swarm.metainfo import Metainfo
@@ -216,6 +217,13 @@ class OriginService:
                 return data
             file = os.open(whole.blob.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
+            return None
+        except OSError as error:
+            if not is_unreadable(error):
+                raise
+            self._local.set_aside(digest)
+            if self._local.find(digest) is not None:
+                raise  # it was an error of a moment: it cannot be said that it is not here
             return None
         self._local.note_use(whole)
         return FileBlob(file, whole.metainfo.size)

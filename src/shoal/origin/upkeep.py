@@ -69,6 +69,7 @@ class Upkeep:
         self._cluster = cluster
         self._local = local
         self._service = service
+        self._forget = forget
         self._repositories = repositories
         bandwidth = Bandwidth(config.repair.bandwidth)
         self._peers = RepairPeers(
@@ -110,7 +111,7 @@ class Upkeep:
         loop = asyncio.get_running_loop()
 
         def damaged(digest: Digest) -> None:
-            loop.call_soon_threadsafe(self._refetcher.damaged, digest)
+            loop.call_soon_threadsafe(self._damaged, digest)
 
         self._local.on_damage(damaged)
         self._cluster.watch(self._changed)
@@ -163,6 +164,10 @@ class Upkeep:
             self._repairer.ring_changed()
         elif change.back:
             self._repairer.look(change.back)
+
+    def _damaged(self, digest: Digest) -> None:
+        self._forget(digest)  # the peer endpoint has the file open, whatever its name is now
+        self._refetcher.damaged(digest)
 
     def _disk_lost(self) -> None:
         self._run(self._peers.call_for_repair(), "call for repair")

@@ -32,7 +32,7 @@ from shoal.origin.local import LocalBlobs, Whole
 from shoal.origin.presence import Presence
 from shoal.queue.config import queue_file
 from shoal.queue.durable import DurableQueue
-from shoal.queue.tasks import Hopeless, Task
+from shoal.queue.tasks import Hopeless, State, Task
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, Unreachable
@@ -110,6 +110,8 @@ class WriteBack:
         self._owed: dict[Digest, dict[str, str]] = {}
         self._taking: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._silent: dict[str, float] = {}
+        self._without_copy: set[str] = set()
+        """Tasks under way that found no copy here."""
         self._writing: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._queue: DurableQueue
 
@@ -333,7 +335,9 @@ class WriteBack:
                 whole = await in_thread(self._local.find, digest)
             name = BlobName(owed.repository, digest)
             deadline = Deadline.after(ATTEMPT_TIMEOUT)
+            self._without_copy.discard(task.key)
             if whole is None:
+                self._without_copy.add(task.key)
                 if await matched.backend.stat(name, deadline=deadline) is None:
                     await self._hand_over(digest, owed.repository)
                 return
@@ -381,6 +385,8 @@ class WriteBack:
                 f"/internal/blobs/{digest}",
                 f"{digest} is not on {self._name}, and not all others could be asked: {silent}",
             )
+        if await in_thread(self._local.find, digest) is not None:
+            raise Unavailable(f"{digest} came to {self._name} while the others were asked")
         raise Hopeless(
             f"no origin has {digest}, and neither has the backend of {repository}: its push was "
             "broken off before it was acknowledged, or all copies are lost; push it again, or drop "
@@ -388,11 +394,23 @@ class WriteBack:
         )
 
     async def let_go(self, task: Task) -> None:
-        """Unpin the copy, unless the blob was pushed again since the task ended."""
-        digest = Digest.parse(_owed(task).digest)
+        """Unpin the copy, unless the blob was pushed again.
+
+        While the task ran that added none: one that found no copy is then to be done once more.
+        """
+        owed = _owed(task)
+        digest = Digest.parse(owed.digest)
+        missed = task.key in self._without_copy and task.state is not State.DROPPED
+        self._without_copy.discard(task.key)
         async with _lock(self._taking, digest):
-            if not await self._queue.find([task.key]):
-                self._unpin(digest, [task.key])
+            if await self._queue.find([task.key]):
+                return
+            if missed and await in_thread(self._local.find, digest) is not None:
+                debts = await self._debts(digest, [owed.repository])
+                if debts:
+                    await self._add(digest, debts)
+                    return
+            self._unpin(digest, [task.key])
 
 
 def _owed(task: Task) -> Owed:

@@ -27,6 +27,7 @@ from shoal.store.durable import (
     write_plainly,
     write_synced,
 )
+from shoal.store.full import is_unreadable
 from shoal.store.volumes import Volumes
 from shoal.store.writer import BlobWriter
 
@@ -344,6 +345,10 @@ def _read_sidecar(path: Path) -> bytes | None:
         raw = path.read_bytes()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        if is_unreadable(error):
+            return None
+        raise
     data, check = raw[:-_CHECK_BYTES], raw[-_CHECK_BYTES:]
     return data if blake3(data).digest() == check else None
 

@@ -220,13 +220,19 @@ class Room:
                 *(self._cache.evict(copy.digest) for copy, _ in batch), return_exceptions=True
             )
             for (copy, why), outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, OSError):
+                    # The others can go all the same.
+                    log.error(
+                        "a copy cannot be evicted", digest=str(copy.digest), error=str(outcome)
+                    )
                 if outcome is not True:
                     stayed.add(copy.digest)
                 else:
                     gone += 1
                     self._note_evicted(copy, why)
-            if failure := next((it for it in outcomes if isinstance(it, BaseException)), None):
-                raise failure
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException) and not isinstance(outcome, OSError):
+                    raise outcome
         return gone
 
     def _note_evicted(self, copy: CachedBlob, why: str) -> None:

@@ -111,6 +111,7 @@ class BlobWriter:
     def sync(self) -> None:
         """Return when what was appended before the call is on stable storage (not the file's name).
 
+        When that fails, so does all that comes after it: what is on the disk is not known any more.
         May be called while another thread appends, so that the disk works meanwhile.
         """
         with self._lock:
@@ -122,6 +123,10 @@ class BlobWriter:
             )
         try:
             os.fdatasync(descriptor)
+        except OSError as error:
+            # The system says so once, and may have let go of the bytes: a later sync would succeed.
+            self._broken = error
+            raise
         finally:
             os.close(descriptor)
 

@@ -147,3 +147,76 @@ def test_a_volume_that_fails_says_nothing_of_copies_on_others(
     assert copy.digest == DIGEST
     assert not copy.kept
     assert local.find(DIGEST) is not None
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """The disk gives neither the content nor the inode of these."""
+    stat, read_bytes = Path.stat, Path.read_bytes
+
+    def check(path: Path) -> None:
+        if path in paths:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def stat_of(self: Path, **options: bool) -> os.stat_result:
+        check(self)
+        return stat(self, **options)
+
+    def bytes_of(self: Path) -> bytes:
+        check(self)
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "stat", stat_of)
+    monkeypatch.setattr(Path, "read_bytes", bytes_of)
+
+
+def test_a_metainfo_that_the_disk_does_not_give_is_made_anew(
+    store: BlobStore, local: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = keep(store, local)
+    beside = path.with_name(f"{path.name}.{METAINFO}")
+    before = beside.stat().st_ino
+    with monkeypatch.context() as patched:
+        read_bytes = Path.read_bytes
+
+        def broken(self: Path) -> bytes:
+            if self == beside and os.stat(self).st_ino == before:
+                raise OSError(errno.EIO, "Input/output error")
+            return read_bytes(self)
+
+        patched.setattr(Path, "read_bytes", broken)
+        whole = local.find(DIGEST)
+    assert whole is not None
+    assert whole.metainfo == METAINFO_OF_DATA
+    assert store.sidecar(DIGEST, METAINFO) == METAINFO_OF_DATA.encode()
+
+
+def test_a_copy_that_the_disk_does_not_give_hides_no_others(
+    store: BlobStore, local: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = keep(store, local)
+    good = Digest.of(b"good")
+    keep(store, local, b"good")
+    with monkeypatch.context() as patched:
+        unreadable(patched, bad)
+        assert local.sizes([DIGEST, good]) == {good: 4}
+        assert local.hold([DIGEST, good], 60.0) == {good: 4}
+        assert [copy.digest for copy in local.copies()] == [good]
+        with pytest.raises(OSError, match="Input/output"):
+            local.sizes([DIGEST])
+    assert local.sizes([DIGEST, good]) == {DIGEST: len(DATA), good: 4}
+
+
+def test_what_can_only_be_read_is_read(
+    store: BlobStore, local: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system with an error is often mounted anew as read-only."""
+    path = keep(store, local)
+    os.utime(path, (1, 1))
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "utime", read_only)
+    whole = local.find(DIGEST)
+    assert whole is not None
+    local.note_use(whole)

@@ -151,6 +151,19 @@ def test_a_good_copy_that_came_meanwhile_is_not_set_aside(
     assert not damaged(host.path).exists()
 
 
+def test_a_good_copy_in_the_place_of_one_that_cannot_be_read_is_not_set_aside(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(_: FileIO, __: str) -> Metainfo:
+        host.keep()  # a push of the same blob
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(local_module, "measure", read)
+    host.local.set_aside(DIGEST)
+    assert host.path.read_bytes() == DATA
+    assert not damaged(host.path).exists()
+
+
 async def test_a_volume_that_fails_does_not_end_the_fetching(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,6 +261,27 @@ async def test_a_blob_that_nobody_has_any_more_is_told_loudly(tmp_path: Path) ->
         assert "push it again" in (await origin.tasks())[0].error
 
 
+@pytest.mark.parametrize("holders", [{A}, set()])
+async def test_a_push_while_its_task_of_before_finds_no_copy_is_written(
+    tmp_path: Path, holders: set[str]
+) -> None:
+    """An origin died in a push, and the client pushes again as it is back."""
+    ring = Ring()
+    async with started(tmp_path, ring=ring) as origin:
+
+        async def pushed_meanwhile(digests: Iterable[Digest], **_: object) -> Presence:
+            await origin.push()
+            return Presence({}, dict.fromkeys(digests, frozenset(holders)), {})
+
+        ring.stat_many = pushed_meanwhile  # type: ignore[method-assign]
+        async with origin.writeback.taking(DIGEST, [REPOSITORY]):
+            pass
+        await origin.until(lambda: origin.backend.puts != [])
+        await origin.until_settled()
+        assert origin.local.backing.entries(DIGEST)
+        assert await origin.tasks() == []
+
+
 async def test_a_repository_that_matches_no_backend_is_refused_by_name_and_patterns(
     tmp_path: Path,
 ) -> None:

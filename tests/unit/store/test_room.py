@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -34,6 +35,7 @@ class Disk:
         self.looks = 0
         self.evicted: list[int] = []
         self.vanishes: set[Digest] = set()
+        self.broken: set[Digest] = set()
         self.foreign = 0
 
     def blobs(self) -> Iterator[CachedBlob]:
@@ -45,6 +47,8 @@ class Disk:
         if digest in self.vanishes:
             self.copies.pop(digest, None)
             return False
+        if digest in self.broken:
+            raise OSError(errno.EIO, "Input/output error")
         if digest in self.protected | self.late:
             return False
         self.evicted.append(self.order.index(digest))
@@ -118,6 +122,15 @@ async def test_files_that_vanish_are_no_error(
     room = room_of(disk, tmp_path, monkeypatch, Limits(min_free=200))
     async with room.reserve(NEW, 100, tmp_path / "file"):
         assert disk.evicted in ([], [2])
+
+
+async def test_one_that_cannot_be_removed_keeps_no_other_from_going(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.broken = {disk.order[0]}
+    room = room_of(disk, tmp_path, monkeypatch, Limits(budget=800))
+    async with room.reserve(NEW, 100, tmp_path / "file"):
+        assert disk.evicted == [1]
 
 
 async def test_what_is_promised_to_others_counts(

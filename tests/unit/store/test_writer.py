@@ -121,3 +121,23 @@ def test_discard_removes_the_file_and_forgives_one_that_was_moved(tmp_path: Path
     writer.discard()
     assert not (tmp_path / "blob").exists()
     writer.discard()
+
+
+def test_after_a_sync_that_failed_nothing_is_vouched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells of a lost write once; the next sync of the file succeeds."""
+    writer = BlobWriter(tmp_path / "blob")
+    writer.append([b"first"])
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        writer.sync()
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="Input/output"):
+        writer.append([b"second"])
+    with pytest.raises(OSError, match="Input/output"):
+        writer.digest()
