@@ -44,7 +44,7 @@ def of_this_cluster(answer: Answers) -> Answers:
     """Refuse what writes to a repository of an upstream."""
 
     async def refusing(request: web.Request) -> web.StreamResponse:
-        name = repository(request)
+        name = internal_repository(request)
         remote = request.app[UPSTREAMS].remote(name)
         if remote is not None:
             raise Denied(

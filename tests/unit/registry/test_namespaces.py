@@ -100,6 +100,9 @@ async def test_without_upstreams_a_namespace_says_nothing(asked: Asked) -> None:
         ("PUT", "docker.io/library/alpine/manifests/3"),
         ("DELETE", "docker.io/library/alpine/manifests/3"),
         ("DELETE", f"docker.io/library/alpine/blobs/{DIGEST}"),
+        ("POST", "library/alpine/blobs/uploads/?ns=docker.io"),
+        ("PUT", "library/alpine/manifests/3?ns=docker.io"),
+        ("DELETE", "library/alpine/manifests/3?ns=docker.io"),
     ],
 )
 async def test_nothing_is_pushed_to_an_upstream(client: Client, method: str, path: str) -> None:
