@@ -42,7 +42,7 @@ class ObjectStore:
             region_name="us-east-1",
             aws_access_key_id=_KEYS["access_key_id"],
             aws_secret_access_key=_KEYS["secret_access_key"],
-            config=Config(retries={"total_max_attempts": 1}, proxies={}),
+            config=Config(retries={"mode": "standard", "total_max_attempts": 4}, proxies={}),
         )
 
     @classmethod

@@ -394,7 +394,6 @@ class TestPublicGet:
                 assert await answer.read() == data[-100:]
             async with http.head(url) as answer:
                 assert answer.headers["Content-Length"] == str(len(data))
-        assert ring.holders(digest) == {ring.origins[0].host}
 
     async def test_says_not_there_when_everyone_was_asked(
         self, ring: Ring, http: aiohttp.ClientSession
