@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from shoal.cli import main
+from shoal.simulate.plot import SHADES
 from shoal.simulate.report import document
 from shoal.simulate.run import Swarm
 from shoal.simulate.scenario import Scenario, cut
@@ -168,7 +169,8 @@ def test_the_command_prints_a_table_and_draws_the_swarm(tmp_path: Path) -> None:
     assert json.loads(result.stdout.splitlines()[-1])["finished"] == 12
     picture = ET.parse(plot).getroot()
     assert picture.tag.endswith("svg")
-    assert len(picture.findall("{*}path")) >= 5
+    darkest = [area for area in picture.findall("{*}path") if area.get("fill") == SHADES[-1]]
+    assert darkest[0].attrib["d"].count("M") == 12  # A row for each host, and each gets all.
 
 
 @pytest.mark.parametrize(

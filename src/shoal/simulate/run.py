@@ -57,7 +57,7 @@ class Swarm:
         self._add_origins()
         self._add_hosts()
         if watch:
-            self.clock.at(0.0, self._note)
+            self.clock.at(0.0, self._watch)
 
     def run(self) -> Outcome:
         """Run until every host that stays is done, or the time is up."""
@@ -69,6 +69,8 @@ class Swarm:
         finally:
             if collected:
                 gc.enable()
+        if self.outcome.progress:
+            self._note()
         scenario, outcome = self.scenario, self.outcome
         pieces = scenario.layers * scenario.pieces
         outcome.unfinished = self._unfinished + self._to_come
@@ -180,7 +182,10 @@ class Swarm:
         host.die()
         self._start(fresh, slow)
 
+    def _watch(self) -> None:
+        self._note()
+        self.clock.after(self.scenario.ideal * 2 / SAMPLE, self._watch)
+
     def _note(self) -> None:
         counts = [sum(bits.bit_count() for bits in host.have) for host in self.hosts]
         self.outcome.progress.append((self.clock.now, counts))
-        self.clock.after(self.scenario.ideal * 2 / SAMPLE, self._note)

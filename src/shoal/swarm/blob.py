@@ -210,6 +210,8 @@ class BlobSwarm:
         """A peer will not send a piece."""
         if self.links.get(link.id) is link:
             self._have[link.id] &= ~(1 << index)
+            if self.seeding is None and self.pieces.verified >> index & 1:
+                link.show(self, index)  # It has lost it: now it needs to hear of it.
         if self.picker is not None and self.picker.is_asked(link.id, index):
             link.forgo(self, index)
             self.picker.rejected(link.id, index)
@@ -291,7 +293,10 @@ class BlobSwarm:
                 if other is not None:
                     other.cancel(self, index)
         for link in tuple(self.links.values()):
-            link.show(self, index)
+            # Half of the peers have it by now: what they never ask for they need not hear of. A
+            # seed goes by what has spread.
+            if not self._have[link.id] >> index & 1 or link.id in self._seeds:
+                link.show(self, index)
         if self.picker is not None and not self.picker.missing:
             self.stop_leeching()
             self.pieces.settled()
