@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.swarm.wire import Close, Have, Open, Piece, Ping, Pong, Request
+from shoal.swarm.wire import Close, Have, Open, Piece, Ping, Pong, Reject, Request
 from tests.integration.swarm_hosts import (
     PATIENCE,
     PIECE,
@@ -108,6 +108,34 @@ async def test_two_halves_make_each_other_whole(stage: Stage) -> None:
     await asyncio.gather(one.whole(content), other.whole(content))
     assert one.received_from(other) == 20 * PIECE - PIECE // 3
     assert other.received_from(one) == 20 * PIECE
+
+
+async def test_a_peer_hears_of_the_pieces_that_it_lacks_and_of_no_others(stage: Stage) -> None:
+    content = pieces(20)
+    own, lost = {0, 3, 4, 9}, 3
+    seed, leecher = await stage.seed(content), await stage.host()
+    blob = leecher.leech(content, [])
+    puppet = await stage.dial(leecher)
+    puppet.open(content, sum(1 << index for index in own))
+    heard: list[int] = []
+
+    async def give_and_listen() -> None:
+        async for message, _ in puppet.listen():
+            if isinstance(message, Request) and message.index != lost:
+                puppet.give(content, message.index)
+            elif isinstance(message, Have):
+                heard.append(message.index)
+
+    listening = asyncio.create_task(give_and_listen())
+    await until(lambda: blob.pieces.verified.bit_count() == len(own) - 1)
+    blob.add_peers([seed.peer])
+    await leecher.whole(content)
+    await until(lambda: len(heard) == content.count - len(own))
+    assert set(heard) == set(range(content.count)) - own
+    # It says that it has no longer one of them: then it hears of that one, too.
+    puppet.say(Reject(0, lost))
+    await until(lambda: heard[-1] == lost)
+    listening.cancel()
 
 
 async def test_what_comes_is_passed_on_before_the_blob_is_whole(stage: Stage) -> None:
