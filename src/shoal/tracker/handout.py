@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 
 from shoal.swarm.peers import PeerInfo
 
@@ -69,39 +70,48 @@ class Handout:
     """For a relay its place among the relays of its zone, and the number of places."""
 
 
+class _Entry:
+    __slots__ = ("peer", "told")
+
+    def __init__(self, peer: PeerInfo) -> None:
+        self.peer = peer
+        self.told = 0
+        """How often it was handed out."""
+
+
+_told = attrgetter("told")
+
+
 class Pool:
     """Peers from which some are drawn at random, in time independent of their number."""
 
-    __slots__ = ("_peers", "_places", "_told")
+    __slots__ = ("_entries", "_places")
 
     def __init__(self) -> None:
-        self._peers: list[PeerInfo] = []
+        self._entries: list[_Entry] = []
         self._places: dict[str, int] = {}
-        self._told: dict[str, int] = {}
-        """How often each was handed out."""
 
     def __len__(self) -> int:
-        return len(self._peers)
+        return len(self._entries)
 
     def put(self, peer: PeerInfo) -> None:
         """Add a peer, or replace what was known of it."""
         place = self._places.get(peer.id)
         if place is None:
-            self._places[peer.id] = len(self._peers)
-            self._peers.append(peer)
+            self._places[peer.id] = len(self._entries)
+            self._entries.append(_Entry(peer))
         else:
-            self._peers[place] = peer
+            self._entries[place].peer = peer
 
     def discard(self, peer_id: str) -> None:
         """Remove a peer, if it is there."""
         place = self._places.pop(peer_id, None)
         if place is None:
             return
-        self._told.pop(peer_id, None)
-        last = self._peers.pop()
-        if last.id != peer_id:
-            self._peers[place] = last
-            self._places[last.id] = place
+        last = self._entries.pop()
+        if last.peer.id != peer_id:
+            self._entries[place] = last
+            self._places[last.peer.id] = place
 
     def draw(self, count: int, rng: random.Random) -> list[PeerInfo]:
         """Up to `count` different peers: of twice as many those that were handed out least.
@@ -109,18 +119,23 @@ class Pool:
         So all get about as many connections, whether they came first or last (the power of two
         choices, Mitzenmacher 2001): who has many is asked by many, and answers each late.
         """
-        drawn = rng.sample(self._peers, min(2 * count, len(self._peers)))
-        told = self._told
-        return sorted(drawn, key=lambda peer: told.get(peer.id, 0))[:count]
+        entries, wanted = self._entries, 2 * count
+        # Of many, few are drawn twice; to rule it out costs three times as much.
+        drawn = dict.fromkeys(rng.choices(entries, k=wanted)) if len(entries) > 2 * wanted else ()
+        if len(drawn) < count:
+            drawn = dict.fromkeys(rng.sample(entries, min(wanted, len(entries))))
+        return [entry.peer for entry in sorted(drawn, key=_told)[:count]]
 
-    def note(self, peer_id: str) -> None:
-        """A peer was handed out."""
-        if peer_id in self._places:
-            self._told[peer_id] = self._told.get(peer_id, 0) + 1
+    def note(self, handed_out: Iterable[PeerInfo]) -> None:
+        """Those of these peers that are here were handed out."""
+        for peer in handed_out:
+            place = self._places.get(peer.id)
+            if place is not None:
+                self._entries[place].told += 1
 
     def all(self) -> list[PeerInfo]:
         """Every peer."""
-        return list(self._peers)
+        return [entry.peer for entry in self._entries]
 
 
 class _Zone:
@@ -137,10 +152,9 @@ class _Zone:
                 return place
         return None
 
-    def note(self, handed_out: Iterable[PeerInfo]) -> None:
-        for peer in handed_out:
-            self.seeds.note(peer.id)
-            self.leechers.note(peer.id)
+    def note(self, handed_out: Sequence[PeerInfo]) -> None:
+        self.seeds.note(handed_out)
+        self.leechers.note(handed_out)
 
 
 class Roster:
