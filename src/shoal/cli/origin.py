@@ -27,7 +27,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def status(config: ConfigFile = None, origins: Hosts = None, *, as_json: AsJson = False) -> None:
     """Say of each origin what it owns, what is missing, and how repair and scrub get on.
 
-    The exit status is 0 when all origins answered and all copies are there, and 1 otherwise.
+    The exit status is 0 when all origins answered and are sure that all copies are there, and 1
+    otherwise.
     """
     from shoal.cli.gc_run import hosts_of
     from shoal.cli.origin_status import ask_all, document, is_whole, lines

@@ -51,9 +51,9 @@ async def ask_all(hosts: Sequence[str]) -> Answers:
 
 
 def is_whole(answer: OriginStatus | Silent) -> bool:
-    """Whether this origin answered, and knows of no copy that is missing."""
+    """Whether this origin answered, and is sure that no copy is missing."""
     return isinstance(answer, OriginStatus) and not (
-        answer.lacking or answer.damaged or answer.repair.unasked
+        answer.lacking or answer.unsure or answer.damaged or answer.repair.unasked
     )
 
 
@@ -74,6 +74,7 @@ def _total(answers: Answers) -> dict[str, int]:
         "owned": sum(it.owned for it in known),
         "owned_bytes": sum(it.owned_bytes for it in known),
         "missing": sum(sum(it.lacking.values()) for it in known),
+        "unsure": sum(1 for it in known if it.unsure),
         "surplus": sum(it.surplus for it in known),
         "damaged": sum(it.damaged for it in known),
         "lost": len({digest for it in known for digest in it.lost}),
@@ -92,14 +93,18 @@ def lines(answers: Answers) -> Iterator[str]:
         yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
     total = _total(answers)
     yield ""
+    sure = total["answering"] == total["origins"] and not total["unsure"]
+    missing = f"{'' if sure else 'at least '}{total['missing']} copies missing"
     yield (
-        f"{total['answering']} of {total['origins']} origins answer; {total['missing']} copies "
-        f"missing, {total['surplus']} in excess, {total['pending']} blobs wait for a backend"
+        f"{total['answering']} of {total['origins']} origins answer; {missing}, "
+        f"{total['surplus']} in excess, {total['pending']} blobs wait for a backend"
     )
     for host, answer in answers.items():
         if isinstance(answer, Silent):
             yield f"{host} does not answer: {answer.why}"
             continue
+        for why in answer.unsure:
+            yield f"{host} cannot say yet that nothing is missing: {why}"
         for member, why in answer.repair.unasked.items():
             yield f"{host} could not ask {member}: {why}"
         for digest in answer.lost:

@@ -25,6 +25,8 @@ from shoal.model.digest import Digest
 from shoal.model.errors import WouldEvict
 from shoal.origin import upkeep_metrics as metrics
 from shoal.origin.config import RepairConfig
+from shoal.origin.doubts import About, Doubts
+from shoal.origin.repair_pass import Pass
 from shoal.origin.repair_plan import HOLD, Plan, Said, may_go, others_before, owners_besides, plan
 from shoal.origin.retention import Copy
 from shoal.store.full import is_unreadable
@@ -39,6 +41,11 @@ ASK_WANTED_TIMEOUT = 30.0
 
 AGAIN = 5.0
 """Seconds after which a pass that could not do all is followed by another; doubled each time."""
+
+SETTLED = 5.0
+"""Seconds without a further copy after which those that other members made here are looked at."""
+
+_STARTED = "it has not looked at all its copies since it was started"
 
 _MAX_WAITED_FOR = 100_000
 """Blobs of which this host remembers that it waits for another holder to act."""
@@ -71,40 +78,6 @@ class Peers(Protocol):
 
 AskWanted = Callable[[Sequence[Digest], Deadline], Awaitable[Collection[Digest]]]
 """Those that a repository has a record of; raises `CallFailed` when that cannot be said."""
-
-
-@dataclass
-class Pass:
-    """One look at all copies on this disk."""
-
-    started: float
-    """Epoch seconds."""
-    total: int
-    about: frozenset[str] | None
-    """Members whose copies it is about; None: all."""
-
-    finished: float | None = None
-    examined: int = 0
-    owned: int = 0
-    owned_bytes: int = 0
-    spare: int = 0
-    """Copies of which this host is no owner."""
-    lacking: Counter[str] = field(default_factory=Counter)
-    """By member: copies that it lacks, counted by the first holder of each."""
-    sent: int = 0
-    sent_bytes: int = 0
-    failed: int = 0
-    removed: int = 0
-    removed_bytes: int = 0
-    unasked: dict[str, str] = field(default_factory=dict)
-    """Members that could not be asked, and why."""
-    wait: float | None = None
-    """Seconds until it is time to act in the place of other holders."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether all members answered and took what they lacked."""
-        return not self.failed and not self.unasked
 
 
 @dataclass(slots=True)
@@ -156,23 +129,53 @@ class Repairer:
         self._monotonic = monotonic
         self._changed_at = clock()
         self._wake = asyncio.Event()
-        self._asked_for: frozenset[str] | None = frozenset()
+        self._asked_for: About = frozenset()
+        self._settling: asyncio.TimerHandle | None = None
         self._lacking_since: dict[Digest, float] = {}
         self._slots = asyncio.Semaphore(config.concurrency)
+        self._lacking: Counter[str] = Counter()
         self.current: Pass | None = None
         self.last: Pass | None = None
-        self.lacking: Counter[str] = Counter()
-        """By member: copies that it lacks, as far as the passes saw."""
+        self.doubts = Doubts()
+        """Why `missing` may be too little."""
+        self.doubts.arose(None, _STARTED)
+
+    def missing(self) -> dict[str, int]:
+        """By member: copies that it lacks, as far as known; each is counted by its first holder."""
+        known = self._lacking
+        if (look := self.current) is not None:
+            # What earlier passes could not make up for, or this one has found besides.
+            known = (known - look.made) | look.lacking
+        return {host: count for host, count in known.items() if count > 0}
+
+    def unsure(self) -> list[str]:
+        """Why there may be more missing than `missing` says, in words."""
+        more = self.current.why_not_sure() if self.current is not None else ""
+        return [*self.doubts.why(), *([more] if more else [])]
 
     # -- when -----------------------------------------------------------------------------------
 
     def ring_changed(self) -> None:
         """Members came or went: look at all, and let no spare copy go for the grace time."""
         self._changed_at = self._clock()
-        self.look()
+        self.look(why="members have joined or left")
 
-    def look(self, about: Iterable[str] | None = None) -> None:
-        """Begin a pass now, or after the one under way; only for these members, or for all."""
+    def look(self, about: Iterable[str] | None = None, *, why: str) -> None:
+        """Begin a pass now, or after the one under way; only for these members, or for all.
+
+        `why` they may lack copies, in words: it stands in the status until a pass has told.
+        """
+        self.doubts.arose(about, why)
+        self._call(about)
+
+    def arrived(self) -> None:
+        """Another member made a copy here: when no more come, look at what this host has now."""
+        if self._settling is not None:
+            self._settling.cancel()
+        loop = asyncio.get_running_loop()
+        self._settling = loop.call_later(SETTLED, self._call)
+
+    def _call(self, about: Iterable[str] | None = None) -> None:
         if about is None:
             self._asked_for = None
         elif self._asked_for is not None:
@@ -181,7 +184,7 @@ class Repairer:
 
     async def run(self) -> None:
         """Repair for good."""
-        self.look()
+        self._call()
         again = AGAIN
         due = math.inf
         while True:
@@ -192,6 +195,7 @@ class Repairer:
                 done = await self.look_now(about)
             except OSError as error:
                 log.exception("repair failed", error=str(error))
+                self.doubts.arose(about, f"a look at its copies failed: {error}")
                 pause = again
             else:
                 pause = self._pause(done, again)
@@ -200,7 +204,7 @@ class Repairer:
             # A look at some members does not put off the one at all: a member that comes and goes
             # would keep the others from ever getting theirs.
             due = now + pause if about is None else min(due, now + pause)
-            timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self.look)
+            timer = asyncio.get_running_loop().call_later(max(0.0, due - now), self._call)
             try:
                 await self._wake.wait()
             finally:
@@ -218,6 +222,7 @@ class Repairer:
     async def look_now(self, about: frozenset[str] | None = None) -> Pass:
         """Look at all copies once, for all members or some; send what is missing there."""
         total = await in_thread(self._copies.count)
+        begun = self.doubts.begun()
         look = self.current = Pass(self._clock(), total, about)
         waited_for: set[Digest] = set()
         iterator = self._copies.copies()
@@ -227,17 +232,21 @@ class Repairer:
         finally:
             look.finished = self._clock()
             self.current, self.last = None, look
+        if look.complete:
+            self.doubts.settled(about, begun)
+        else:
+            self.doubts.arose(about, "the last look could not ask all members, or serve them")
         if about is None:
-            self.lacking = look.lacking
+            self._lacking = look.lacking
             self._lacking_since = {
                 digest: since
                 for digest, since in self._lacking_since.items()
                 if digest in waited_for
             }
         else:
-            rest = {host: n for host, n in self.lacking.items() if host not in about}
-            self.lacking = Counter(rest) + look.lacking
-        metrics.LACKING.set(self.lacking.total())
+            rest = {host: n for host, n in self._lacking.items() if host not in about}
+            self._lacking = Counter(rest) + look.lacking
+        self._show()
         metrics.SPARE.set(look.spare)
         metrics.PASSES.labels("done" if look.complete else "incomplete").inc()
         if look.sent or look.failed or look.removed or look.unasked:
@@ -252,6 +261,9 @@ class Repairer:
                 seconds=round(look.finished - look.started, 1),
             )
         return look
+
+    def _show(self) -> None:
+        metrics.LACKING.set(sum(self.missing().values()))
 
     async def _look_at(self, batch: Sequence[Copy], look: Pass, waited_for: set[Digest]) -> None:
         rings = await in_thread(self._peers.rings, [copy.digest for copy in batch])
@@ -328,8 +340,9 @@ class Repairer:
 
         async def send(copy: Copy, host: str, first: bool) -> None:
             async with self._slots:
-                if host not in down and await self._send_to(host, copy, look, down):
-                    look.lacking[host] -= first
+                if host not in down and await self._send_to(host, copy, look, down) and first:
+                    look.got(host)
+                    self._show()
 
         # Those with the fewest copies first.
         plans = sorted(plans, key=lambda item: len(item[0].whole))
@@ -340,7 +353,9 @@ class Repairer:
             for host in decided.lacking
         ]
         for _, host, first in jobs:
-            look.lacking[host] += first
+            if first:
+                look.lacks(host)
+        self._show()
         await asyncio.gather(*(send(*job) for job in jobs))
 
     async def _send_to(self, host: str, copy: Copy, look: Pass, down: set[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
@@ -79,6 +79,11 @@ class OriginService:
         self._receiver = receiver
         self._cluster = cluster
         self._ending: set[asyncio.Future[None]] = set()
+        self._on_copy: Callable[[], None] = lambda: None
+
+    def watch_copies(self, callback: Callable[[], None]) -> None:
+        """Call it for each copy that a repair made here from now on."""
+        self._on_copy = callback
 
     def connect(self, fetcher: Fetcher) -> None:
         """Give it what fetches blobs, which in turn needs this service to keep them."""
@@ -131,6 +136,8 @@ class OriginService:
                 await asyncio.shield(submit(received.discard))
                 raise
         log.info("blob stored", digest=str(digest), size=received.size)
+        if used is not None:
+            self._on_copy()
         return True
 
     async def sizes(

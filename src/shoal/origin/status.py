@@ -80,7 +80,10 @@ class OriginStatus(msgspec.Struct, frozen=True):
     surplus: int
     """Copies of which it is none; they go when all owners have the blob."""
     lacking: dict[str, int]
-    """By member: copies that it lacks, of the blobs of which this origin is the first holder."""
+    """By member: copies that it lacks, of the blobs of which this origin is the first holder; as
+    far as known."""
+    unsure: list[str]
+    """Why more may be missing than that, in words; empty: the last look has told."""
     damaged: int
     """Blobs of which only a damaged copy is here, set aside."""
     lost: list[str]
@@ -130,7 +133,8 @@ class StatusReport:
             owned=counted.owned if counted else 0,
             owned_bytes=counted.owned_bytes if counted else 0,
             surplus=counted.spare if counted else 0,
-            lacking={host: n for host, n in self._lacking().items() if n > 0},
+            lacking=self._repairer.missing(),
+            unsure=self._repairer.unsure(),
             damaged=len(self._refetcher.lacking),
             lost=sorted(map(str, self._refetcher.lost)),
             pending=self._pending(),
@@ -138,14 +142,6 @@ class StatusReport:
             scrub=self._scrub(),
             disks=await in_thread(self._disks),
         )
-
-    def _lacking(self) -> dict[str, int]:
-        # What the pass under way has found besides, and not yet made up for.
-        lacking = dict(self._repairer.lacking)
-        if (current := self._repairer.current) is not None:
-            for host, count in current.lacking.items():
-                lacking[host] = max(count, lacking.get(host, 0))
-        return lacking
 
     def _repair(self) -> RepairStatus:
         look = self._repairer.current or self._repairer.last

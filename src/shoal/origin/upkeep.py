@@ -31,6 +31,8 @@ from shoal.web.failures import CallFailed, NotFound
 FIND_TIMEOUT = 30.0
 """Seconds for finding who has a blob; a backend may be asked in that."""
 
+_UNTOLD = "it has not told the others yet that they should look what it lacks"
+
 _SELF_CHECK = 0.2
 """Seconds between two looks whether this origin answers by now."""
 
@@ -115,6 +117,7 @@ class Upkeep:
 
         self._local.on_damage(damaged)
         self._cluster.watch(self._changed)
+        self._service.watch_copies(self._repairer.arrived)
         repair = self._config.repair
         self._run(self._disks.run(repair.disk_check), "watch over the disk")
         self._run(self._refetcher.run(repair.interval), "refetching")
@@ -149,7 +152,10 @@ class Upkeep:
 
     def look(self, about: str | None) -> None:
         """Look now for copies that are missing, on one member or on all."""
-        self._repairer.look(None if about is None else {about})
+        if about is None:
+            self._repairer.look(why="it was asked to look at all its copies")
+        else:
+            self._repairer.look({about}, why=f"{about} was started anew, or lost a disk")
 
     async def hold(
         self, digests: Iterable[Digest], *, kept: bool, unbacked: bool
@@ -163,26 +169,35 @@ class Upkeep:
         if change.joined or change.left:
             self._repairer.ring_changed()
         elif change.back:
-            self._repairer.look(change.back)
+            who = ", ".join(sorted(change.back))
+            self._repairer.look(change.back, why=f"{who} did not answer for a while")
 
     def _damaged(self, digest: Digest) -> None:
         self._forget(digest)  # the peer endpoint has the file open, whatever its name is now
         self._refetcher.damaged(digest)
 
     def _disk_lost(self) -> None:
-        self._run(self._peers.call_for_repair(), "call for repair")
-        self._repairer.look()
+        self._run(self._call_for_repair(), "call for repair")
+        self._repairer.look(why="a disk was lost")
+
+    async def _call_for_repair(self) -> None:
+        with self._repairer.doubts.lasting(_UNTOLD):
+            await self._peers.call_for_repair()
 
     async def _say_that_this_host_is_back(self) -> None:
         """The others may not have noticed that it was away, nor can they know what it lost."""
+        with self._repairer.doubts.lasting(_UNTOLD):
+            await self._until_it_answers()
+            await self._peers.call_for_repair()
+
+    async def _until_it_answers(self) -> None:
         while True:
             with suppress(CallFailed):
                 await self._cluster.ring.call(
                     self._name, "GET", "/health", Deadline.after(_SELF_CHECK * 10)
                 )
-                break
+                return
             await asyncio.sleep(_SELF_CHECK)
-        await self._peers.call_for_repair()
 
     # -- fetching anew --------------------------------------------------------------------------
 

@@ -153,7 +153,7 @@ async def test_a_member_that_comes_and_goes_does_not_keep_the_others_from_their_
     try:
         async with asyncio.timeout(10):
             while other.asked < 3:
-                host.repairer.look({"127.0.0.1:9"})
+                host.repairer.look({"127.0.0.1:9"}, why="it was away")
                 await asyncio.sleep(0.02)
     finally:
         running.cancel()
