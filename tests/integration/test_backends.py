@@ -153,6 +153,35 @@ async def test_a_backend_that_is_down_gets_what_was_pushed_meanwhile(
         await until(lambda: bool(files_of(bucket, source.digest)), within=20)
 
 
+async def test_after_an_outage_longer_than_the_stagger_each_blob_is_written_once(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.write_text("not a folder")
+    settings = {**QUICK, "stagger": "500ms"}
+    with running_ring(
+        tmp_path / "ring", backends=local(bucket / "inside"), writeback=settings
+    ) as ring:
+        cluster = OriginCluster(http, ring.config)
+        sources = [Source(tmp_path) for _ in range(6)]
+        await asyncio.gather(*(source.push(cluster) for source in sources))
+
+        def failed(origin: Origin, digest: Digest) -> bool:
+            lines = origin.log.read_text().splitlines()
+            return any("task failed" in line and digest.hex in line for line in lines)
+
+        digests = [source.digest for source in sources]
+        await until(lambda: all(failed(o, d) for o in ring.origins for d in digests), within=30)
+        bucket.unlink()
+        queues = [str(origin.data) for origin in ring.origins]
+        async with asyncio.timeout(40):
+            while any([await tasks_of("--data-dir", data) for data in queues]):  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+        assert all(files_of(bucket, digest) for digest in digests)
+        assert logged(ring, "written to the backend") == len(sources)
+        assert logged(ring, "waits for nobody silent") == 0
+
+
 async def test_the_second_owner_writes_when_the_first_one_died(
     tmp_path: Path, http: HttpClient
 ) -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from shoal.queue.config import QueueConfig
 from shoal.queue.database import QueueDatabase
 from shoal.queue.durable import DurableQueue
 from shoal.queue.retry import RetryPolicy
-from shoal.queue.tasks import Hopeless, State, Task
+from shoal.queue.tasks import Hopeless, Postponed, State, Task
 from shoal.web.deadline import Deadline
 
 NAME = "test"
@@ -246,3 +247,22 @@ async def test_a_clock_that_is_set_back_does_not_hold_up_what_waits(
             while not work.gone:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     assert work.gone == ["a"]
+
+
+async def test_what_is_postponed_comes_again_at_its_time_and_has_not_failed(path: Path) -> None:
+    runs: list[float] = []
+
+    async def later(task: Task) -> None:
+        assert task.failures == 0
+        runs.append(time.time())
+        if len(runs) < 3:
+            raise Postponed("somebody else is at it", 0.1)
+
+    work = Recorder(later)
+    async with at_work(path, work, SLOW, dead_after=0) as queue:
+        await queue.add("a", "{}")
+        async with asyncio.timeout(20):
+            while not work.gone:  # noqa: ASYNC110 -- the queue's threads make it true
+                await asyncio.sleep(0.005)
+    assert len(runs) == 3
+    assert all(after - before >= 0.1 for before, after in pairwise(runs))

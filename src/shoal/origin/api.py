@@ -19,10 +19,13 @@ from shoal.model.errors import (
     Unsupported,
 )
 from shoal.model.names import InvalidName, repository_name
+from shoal.origin.members import OWED
 from shoal.origin.messages import (
     MAX_NAMESPACES,
     LocationsAnswer,
     MetainfoAnswer,
+    OwedAnswer,
+    OwedRequest,
     ReplicateAnswer,
     ReplicateRequest,
     SizeAnswer,
@@ -155,6 +158,7 @@ class _Internal:
         router.add_post(f"{blob}/refresh", self.refresh)
         router.add_post(f"{blob}/writeback", self.writeback)
         router.add_get(f"{blob}/backend", self.stat_backend)
+        router.add_post(OWED, self.owed)
         router.add_get("/internal/push-check", self.check_push)
         router.add_get(blob, self.get)
         router.add_put(blob, self.put)
@@ -239,6 +243,12 @@ class _Internal:
             _digest(request), _namespace_asked(request), deadline_of(request)
         )
         return _json(SizeAnswer(size))
+
+    async def owed(self, request: web.Request) -> web.Response:
+        """``POST /internal/writeback/owed``: what this host is still to write to backends."""
+        asked = await read_json(request, OwedRequest)
+        blobs = [(_repository(name), _parse_digest(text)) for name, text in asked.asked]
+        return _json(OwedAnswer(await self._service.owed(blobs)))
 
     async def check_push(self, request: web.Request) -> web.Response:
         """``GET /internal/push-check?namespace=``: whether a push there would be refused."""

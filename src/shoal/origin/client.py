@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from shoal.model.digest import Digest
 from shoal.model.errors import Denied
 from shoal.origin.members import ASK_TIMEOUT, Change, Members, url_of
-from shoal.origin.messages import MAX_STAT_DIGESTS, MetainfoAnswer, SizeAnswer, StatRequest
+from shoal.origin.messages import MAX_STAT_DIGESTS, MetainfoAnswer, Owing, SizeAnswer, StatRequest
 from shoal.origin.placing import Placing, UploadResult
 from shoal.origin.poll import Poll
 from shoal.origin.presence import Census, Presence
@@ -427,6 +427,21 @@ class OriginCluster(Placing):
         """
         path = f"/internal/blobs/{digest}/writeback"
         await self._size_by(host, "POST", path, namespace, deadline)
+
+    def before(self, name: str, digest: Digest) -> list[str]:
+        """The healthy members that come before this one in the blob's order."""
+        ring = self._members.ring(digest)
+        place = ring.index(name) if name in ring else len(ring)
+        return [host for host in ring[:place] if self.healthy(host)]
+
+    async def owing_at(
+        self, host: str, repository: str, digest: Digest, *, deadline: Deadline
+    ) -> Owing | None:
+        """Whether this member is still to write the blob to the repository's backend.
+
+        Raises `CallFailed`.
+        """
+        return await self._members.owing_at(host, repository, digest, deadline)
 
     async def check_push(self, namespace: str, *, deadline: Deadline) -> None:
         """Raise `Denied` when a push to the repository would be refused by the origins.

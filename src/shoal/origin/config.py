@@ -36,7 +36,7 @@ class WriteBackConfig(QueueConfig):
 
     stagger: Duration = 30.0
     """The first owner of a blob writes at once, each further one looks so much later whether it is
-    there, and writes it if not. Above the time that a large blob takes, or it is written twice."""
+    there, and writes it if not and none before it answers that it is still to do so."""
 
 
 class RefreshConfig(Config):

@@ -10,7 +10,14 @@ from typing import TypeVar
 
 from shoal.model.digest import Digest
 from shoal.origin.health import MembersHealth
-from shoal.origin.messages import MAX_STAT_DIGESTS, StatAnswer, StatRequest
+from shoal.origin.messages import (
+    MAX_STAT_DIGESTS,
+    OwedAnswer,
+    OwedRequest,
+    Owing,
+    StatAnswer,
+    StatRequest,
+)
 from shoal.origin.poll import Poll
 from shoal.ring.config import OriginsConfig
 from shoal.ring.rendezvous import owners
@@ -24,6 +31,7 @@ ASK_TIMEOUT = 5.0
 """Seconds for the answer to a small question."""
 
 STAT = "/internal/blobs/stat"
+OWED = "/internal/writeback/owed"
 
 T = TypeVar("T")
 
@@ -55,6 +63,7 @@ class Members:
         self.listed.watch(self._moved)
         self.health = MembersHealth(http, config.health, self._turned)
         self._stats: dict[tuple[str, bool], Batches[Digest, int | None]] = {}
+        self._owed: dict[str, Batches[tuple[str, str], Owing | None]] = {}
         self._watchers: list[Callable[[Change], None]] = []
 
     async def start(self, *, check: bool = True) -> None:
@@ -77,6 +86,7 @@ class Members:
         for host in left:
             for keep in (False, True):
                 self._stats.pop((host, keep), None)
+            self._owed.pop(host, None)
         self.health.follow(now)
         self._tell(Change(joined=joined, left=left))
 
@@ -216,6 +226,28 @@ class Members:
     ) -> list[int | None]:
         present = await self.stat(host, StatRequest([*map(str, digests)], keep), deadline)
         return [present.get(str(digest)) for digest in digests]
+
+    async def owing_at(
+        self, host: str, repository: str, digest: Digest, deadline: Deadline
+    ) -> Owing | None:
+        """Whether a member is still to write a blob to the repository's backend."""
+        batches = self._owed.get(host)
+        if batches is None:
+            batches = Batches(
+                partial(self._all_owing_at, host),
+                url_of(host, OWED),
+                most=MAX_STAT_DIGESTS,
+                timeout=ASK_TIMEOUT,
+            )
+            if host in self.hosts:
+                self._owed[host] = batches
+        return await batches.ask((repository, str(digest)), deadline.at_most(ASK_TIMEOUT))
+
+    async def _all_owing_at(
+        self, host: str, asked: Sequence[tuple[str, str]], deadline: Deadline
+    ) -> list[Owing | None]:
+        answer = await self.call(host, "POST", OWED, deadline, OwedRequest([*asked]))
+        return answer.decode(OwedAnswer).owing
 
     async def stat(self, host: str, request: StatRequest, deadline: Deadline) -> dict[str, int]:
         """Ask any host in a request of its own; sizes by the digests' text."""

@@ -48,6 +48,29 @@ class StatAnswer(msgspec.Struct):
     present: dict[str, int]
 
 
+class OwedRequest(msgspec.Struct):
+    """Asks of blobs whether they are still to be written to a backend by this host."""
+
+    asked: Annotated[list[tuple[str, str]], msgspec.Meta(max_length=MAX_STAT_DIGESTS)]
+    """Repository and digest of each."""
+
+
+class Owing(msgspec.Struct, frozen=True):
+    """That a host is still to write a blob to a backend, and has not given it up."""
+
+    running: bool
+    """It is at it."""
+
+    failures: int
+    """How often it tried in vain."""
+
+
+class OwedAnswer(msgspec.Struct):
+    """In the order of the questions; None: this host does not owe it."""
+
+    owing: list[Owing | None]
+
+
 class MetainfoAnswer(msgspec.Struct):
     """A blob's pieces, and the peer endpoint that has them all."""
 

@@ -16,7 +16,7 @@ from shoal.model.digest import Digest
 from shoal.model.errors import ApiError, BadRequest, BlobUnknown
 from shoal.origin.client import OriginCluster, UploadResult
 from shoal.origin.local import LocalBlobs, Whole
-from shoal.origin.messages import MAX_NAMESPACES
+from shoal.origin.messages import MAX_NAMESPACES, Owing
 from shoal.origin.receiving import Received, Receiver, refusing_when_full
 from shoal.origin.remote_blob import RemoteBlob
 from shoal.origin.writeback import WriteBack
@@ -315,6 +315,10 @@ class OriginService:
         """
         await self._writeback.settle(digest, namespace, deadline)
         return (await self.metainfo(digest)).size
+
+    async def owed(self, asked: Sequence[tuple[str, Digest]]) -> list[Owing | None]:
+        """Whether this host is still to write the blobs to these repositories' backends."""
+        return await self._writeback.owed(asked)
 
     async def upload(
         self,

@@ -4,7 +4,8 @@
 Each owner of a blob notes the task, durably, before its copy counts as made: nothing that was
 acknowledged can be forgotten, and no start has to look for it. The first owner writes at once; the
 others look after it (`stagger` seconds later for each place in the ring's order), find the blob in
-the backend, and write it only when it is not there. Until then a copy is pinned: neither garbage
+the backend, and write it only when it is not there and those before them are gone, owe it no more
+or fail where they would not (`shoal.origin.turns`). Until then a copy is pinned: neither garbage
 collection nor eviction removes it, also when its task was given up.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,10 +31,12 @@ from shoal.origin import metrics
 from shoal.origin.backends import BlobBackends, Matched
 from shoal.origin.config import OriginConfig, WriteBackConfig
 from shoal.origin.local import LocalBlobs, Whole
+from shoal.origin.messages import Owing
 from shoal.origin.presence import Presence
+from shoal.origin.turns import Turn, Turns
 from shoal.queue.config import queue_file
 from shoal.queue.durable import DurableQueue
-from shoal.queue.tasks import Hopeless, State, Task
+from shoal.queue.tasks import Hopeless, Postponed, State, Task
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, Unreachable
@@ -41,6 +45,9 @@ QUEUE = "writeback"
 
 ATTEMPT_TIMEOUT = 60.0
 """Seconds for each question of an attempt; the transfer gets the time for its bytes besides."""
+
+TURN_TIMEOUT = 5.0
+"""Seconds for another origin to say whether it still owes a blob."""
 
 CONFIRM_TIMEOUT = 5.0
 """Seconds for a backend to say that it still has a blob that is to be evicted."""
@@ -67,6 +74,12 @@ class Ring(Protocol):
     """The other origins (`shoal.origin.client.OriginCluster`)."""
 
     def owners(self, digest: Digest) -> list[str]: ...
+
+    def before(self, name: str, digest: Digest) -> list[str]: ...
+
+    async def owing_at(
+        self, host: str, repository: str, digest: Digest, *, deadline: Deadline
+    ) -> Owing | None: ...
 
     async def stat_many(
         self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool, namespace: str
@@ -110,6 +123,9 @@ class WriteBack:
         self._owed: dict[Digest, dict[str, str]] = {}
         self._taking: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
         self._silent: dict[str, float] = {}
+        self._turns = Turns()
+        self._awaited: Counter[str] = Counter()
+        """Tasks for which somebody waits here."""
         self._without_copy: set[str] = set()
         """Tasks under way that found no copy here."""
         self._writing: WeakValueDictionary[Digest, asyncio.Lock] = WeakValueDictionary()
@@ -252,7 +268,14 @@ class WriteBack:
             raise BlobUnknown(f"{digest} is not on {self._name}", detail={"digest": str(digest)})
         async with self.taking(digest, [repository]):
             pass
-        late = await self._queue.settled([_Debt(repository, matched).task(digest)], deadline)
+        key = _Debt(repository, matched).task(digest)
+        self._awaited[key] += 1
+        try:
+            late = await self._queue.settled([key], deadline)
+        finally:
+            self._awaited[key] -= 1
+            if not self._awaited[key]:
+                del self._awaited[key]
         if late:
             why = late[0].error or "that takes longer than this request waits"
             raise Unavailable(
@@ -261,6 +284,25 @@ class WriteBack:
                 detail={"digest": str(digest), "storage": matched.backend.description},
                 retry_after=5,
             )
+
+    async def owed(self, asked: Sequence[tuple[str, Digest]]) -> list[Owing | None]:
+        """Of repositories and blobs: whether this origin is still to have their backend have it.
+
+        What it has given up it does not owe.
+        """
+        keys = [self._owed_as(repository, digest) for repository, digest in asked]
+        found = {}
+        for task in await self._queue.find(filter(None, keys)) if any(keys) else ():
+            if task.state in {State.WAITING, State.RUNNING}:
+                found[task.key] = Owing(task.state is State.RUNNING, task.failures)
+        return [found.get(key) for key in keys]
+
+    def _owed_as(self, repository: str, digest: Digest) -> str:
+        """The key of the task, if there may be one."""
+        if digest not in self._owed or not self._backends.takes_pushes(repository):
+            return ""
+        matched = self._backends.source(repository)
+        return "" if matched is None else _Debt(repository, matched).task(digest)
 
     async def missing(self) -> list[str]:
         """What keeps it from taking tasks on; nothing when all is well."""
@@ -329,6 +371,7 @@ class WriteBack:
         if matched is None:
             raise Unavailable(f"no backend is configured for {owed.repository} any more")
         debt = _Debt(owed.repository, matched)
+        await self._await_turn(task, owed, matched)
         async with _lock(self._writing, digest):
             # A copy that is being kept this moment has its task already.
             async with _lock(self._taking, digest):
@@ -344,6 +387,50 @@ class WriteBack:
             if not await matched.stored(name, whole.metainfo.size, deadline=deadline):
                 await self._write(whole, name, matched)
             await in_thread(self._local.note_backed, digest, [debt.entry])
+
+    async def _await_turn(self, task: Task, owed: Owed, matched: Matched) -> None:
+        """Raise `Postponed` while another origin that has the blob is to write it."""
+        digest = Digest.parse(owed.digest)
+        if self._awaited[task.key]:
+            return
+        said = await self._owing_before(owed.repository, digest)
+        turn = self._turns.judge(task.key, said, time.monotonic())
+        if turn is Turn.LOOK:
+            whole = await in_thread(self._local.find, digest)
+            name, soon = BlobName(owed.repository, digest), Deadline.after(ATTEMPT_TIMEOUT)
+            try:
+                if whole is None or await matched.stored(name, whole.metainfo.size, deadline=soon):
+                    return
+            except BaseException:
+                self._turns.forget(task.key)
+                raise
+            self._turns.answered(task.key, said)
+        elif turn is Turn.MINE:
+            # If this fails, too, the others' failures are forgiven.
+            self._turns.forget(task.key)
+            return
+        # As long again as it waited already: a backlog is not asked after all the time.
+        stagger = self._config.stagger
+        age = task.age(time.time())
+        wait = min(max(stagger, age), max(stagger, self._config.retry.cap))
+        raise Postponed(f"{', '.join(said)} still owe it", wait)
+
+    async def _owing_before(self, repository: str, digest: Digest) -> dict[str, Owing]:
+        """Those before this origin in the blob's order that owe it; not those that are silent."""
+        hosts = self._ring.before(self._name, digest)
+        soon = Deadline.after(TURN_TIMEOUT)
+
+        async def ask(host: str) -> Owing | None:
+            try:
+                return await self._ring.owing_at(host, repository, digest, deadline=soon)
+            except CallFailed as error:
+                log.info("write-back waits for nobody silent", host=host, error=error.detail)
+                return None
+
+        answers = await asyncio.gather(*map(ask, hosts))
+        return {
+            host: owing for host, owing in zip(hosts, answers, strict=True) if owing is not None
+        }
 
     async def _write(self, whole: Whole, name: BlobName, matched: Matched) -> None:
         backend, size = matched.backend, whole.metainfo.size
@@ -400,6 +487,7 @@ class WriteBack:
         """
         owed = _owed(task)
         digest = Digest.parse(owed.digest)
+        self._turns.forget(task.key)
         missed = task.key in self._without_copy and task.state is not State.DROPPED
         self._without_copy.discard(task.key)
         async with _lock(self._taking, digest):

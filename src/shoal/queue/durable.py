@@ -25,7 +25,7 @@ from shoal.queue import metrics
 from shoal.queue.commits import Commits
 from shoal.queue.config import QueueConfig
 from shoal.queue.database import QueueDatabase
-from shoal.queue.tasks import Hopeless, State, Task, after_failure
+from shoal.queue.tasks import Hopeless, Postponed, State, Task, after_failure, after_postponement
 from shoal.store.threads import in_thread
 from shoal.web.deadline import Deadline
 
@@ -44,7 +44,10 @@ class Work(Protocol):
     """What is done with a task."""
 
     async def perform(self, task: Task) -> None:
-        """Do it. Any exception means another attempt later; `Hopeless` means none."""
+        """Do it. Any exception means another attempt later; `Hopeless` means none.
+
+        `Postponed` means another attempt later, too, and is no failure.
+        """
         ...
 
     async def let_go(self, task: Task) -> None:
@@ -269,6 +272,11 @@ class DurableQueue:
     async def _attempt(self, task: Task) -> None:
         try:
             await self._work.perform(task)
+        except Postponed as postponed:
+            after = after_postponement(task, postponed, now=self._clock())
+            await self._note(lambda: self._database.put_back(after), task)
+            metrics.ATTEMPTS.labels(self.name, "postponed").inc()
+            log.debug("task postponed", **self._about(task), wait_s=postponed.wait, why=after.error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the task is not lost
             await self._failed(task, error)
         else:

@@ -16,7 +16,8 @@ _TASKS = Gauge(
 _OLDEST = Gauge("shoal_queue_oldest_seconds", "Age of the oldest task that is not dead.", ["queue"])
 ATTEMPTS = Counter(
     "shoal_queue_attempts",
-    "Attempts, by how they ended: done, failed (will be tried again), dead (given up).",
+    "Attempts, by how they ended: done, failed (will be tried again), postponed (it was not time "
+    "yet), dead (given up).",
     ["queue", "outcome"],
 )
 DROPPED = Counter("shoal_queue_dropped", "Tasks that an operator dropped.", ["queue"])

@@ -52,6 +52,21 @@ class Hopeless(Exception):
     """Raised by the work itself: another attempt cannot succeed; the task is dead at once."""
 
 
+class Postponed(Exception):
+    """Raised by the work itself: it is not time yet. That is no failure."""
+
+    def __init__(self, why: str, wait: float) -> None:
+        """`wait`: seconds until the next attempt."""
+        super().__init__(why)
+        self.wait = wait
+
+
+def after_postponement(task: Task, postponed: Postponed, *, now: float) -> Task:
+    """The task as it waits for its time."""
+    why = str(postponed)[:MAX_ERROR]
+    return replace(task, state=State.WAITING, error=why, due=now + postponed.wait)
+
+
 def after_failure(
     task: Task,
     error: str,

@@ -20,6 +20,7 @@ from shoal.origin.backends import BlobBackends
 from shoal.origin.config import OriginConfig
 from shoal.origin.eviction import BackedCopies
 from shoal.origin.local import LocalBlobs
+from shoal.origin.messages import Owing
 from shoal.origin.presence import Presence
 from shoal.origin.writeback import WriteBack
 from shoal.queue.tasks import State, Task
@@ -44,9 +45,22 @@ class Ring:
     holders: set[str] = field(default_factory=set)
     silent: set[str] = field(default_factory=set)
     told: list[str] = field(default_factory=list)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """Those that answer what they still owe."""
 
     def owners(self, digest: Digest) -> list[str]:
         return self.owners_in_order
+
+    def before(self, name: str, digest: Digest) -> list[str]:
+        return self.owners_in_order[: self.owners_in_order.index(name)]
+
+    async def owing_at(
+        self, host: str, repository: str, digest: Digest, *, deadline: Deadline
+    ) -> Owing | None:
+        if host not in self.origins:
+            raise Unreachable("POST", host, "refused")
+        [owing] = await self.origins[host].writeback.owed([(repository, digest)])
+        return owing
 
     async def stat_many(
         self, digests: Iterable[Digest], *, deadline: Deadline, keep: bool, namespace: str
@@ -59,9 +73,10 @@ class Ring:
 
 
 class Origin:
-    """The store and the write-back of ``a:1``."""
+    """The store and the write-back of ``a:1``, or of another one."""
 
-    def __init__(self, folder: Path, backend: CountingBackend, ring: Ring) -> None:
+    def __init__(self, folder: Path, backend: CountingBackend, ring: Ring, name: str = A) -> None:
+        self.name = name
         self.folder = folder
         self.backend = backend
         self.ring = ring
@@ -73,7 +88,7 @@ class Origin:
         config = OriginConfig.model_validate(
             {
                 "data_dir": self.folder,
-                "name": A,
+                "name": self.name,
                 "origins": {"hosts": HOSTS},
                 "writeback": {
                     "stagger": "1h",
