@@ -358,6 +358,27 @@ async def test_what_only_the_backend_has_is_fetched_once_however_many_ask(
         assert len(ring.holders(digest)) == 3
 
 
+async def test_a_herd_of_heads_is_one_question_to_the_backend(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    async with behind_web_server(tmp_path) as (server, ring):
+        there, absent = server.hold(os.urandom(1000)), Digest.of(os.urandom(10))
+
+        async def head(number: int, digest: Digest) -> int | None:
+            host = ring.origins[number % 3]
+            url = host.url(f"/internal/blobs/{digest}/backend?namespace=team%2Fapp")
+            try:
+                answer = await http.call("GET", url, deadline=soon())
+            except NotFound:
+                return None
+            return int(json.loads(answer.body)["size"])
+
+        for digest, size in ((there, 1000), (absent, None)):
+            asked = await asyncio.gather(*(head(number, digest) for number in range(60)))
+            assert set(asked) == {size}
+            assert server.requests[f"HEAD {digest.hex}"] == 1
+
+
 def is_backed(origin: Origin, digest: Digest) -> bool:
     return origin.path(digest).with_name(f"{digest.hex}.backed").exists()
 

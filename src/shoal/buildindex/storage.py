@@ -19,7 +19,6 @@ from shoal.backend.matching import Backends
 from shoal.buildindex import metrics, writes
 from shoal.buildindex.adoption import Origins, read_adoptable
 from shoal.buildindex.config import ReadThroughConfig
-from shoal.buildindex.flights import FAILURES, Flights, Memory
 from shoal.buildindex.lookups import Question
 from shoal.buildindex.neighbours import Neighbours
 from shoal.buildindex.publishing import Publisher
@@ -28,6 +27,7 @@ from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import Unavailable
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Unreachable, remembered
+from shoal.web.flights import FAILURES, Flights, Memory
 
 MAX_POINTER = 256
 """Bytes of a tag's or link's content; a digest is shorter."""
@@ -65,7 +65,7 @@ class Storage:
         self._origins = origins
         self._config = config
         self._clock = clock
-        self._flights: Flights[Question] = Flights()
+        self._flights: Flights[Question, None] = Flights()
         self._absent: Memory[Question, bool] = Memory()
         self._failed: Memory[Question, CallFailed] = Memory(FAILURES)
         self._silent: Memory[str, bool] = Memory()

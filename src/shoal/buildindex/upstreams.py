@@ -20,7 +20,6 @@ from shoal.backend.upstreams import DEFAULT, Remote, UpstreamNames
 from shoal.buildindex import metrics, writes
 from shoal.buildindex.adoption import Origins, read_adoptable
 from shoal.buildindex.clock import Version
-from shoal.buildindex.flights import FAILURES, Flights, Memory
 from shoal.buildindex.lookups import Question
 from shoal.buildindex.publishing import Publisher
 from shoal.buildindex.revalidation import Decision, confirmed, decide, may_be_stale
@@ -30,6 +29,7 @@ from shoal.model.digest import Digest
 from shoal.model.errors import Denied
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Rejected, Unreachable, remembered
+from shoal.web.flights import FAILURES, Flights, Memory
 
 PATIENCE = 5.0
 """Seconds that an upstream has to confirm a tag when there is an older digest to go by."""
@@ -71,7 +71,7 @@ class Upstreams:
         self._renew_after_ms = renew_after_ms
         self._clock = clock
         self._wall_ms = wall_ms
-        self._flights: Flights[Question] = Flights()
+        self._flights: Flights[Question, None] = Flights()
         self._absent: Memory[Question, bool] = Memory()
         self._failed: Memory[Question, CallFailed] = Memory(FAILURES)
 

@@ -233,7 +233,10 @@ class _Internal:
     async def stat_backend(self, request: web.Request) -> web.Response:
         """``GET …/backend?namespace=``: the size that the repository's backend says it has."""
         size = await self._refresh.stat(
-            _digest(request), _namespace_asked(request), deadline_of(request)
+            _digest(request),
+            _namespace_asked(request),
+            deadline_of(request),
+            led=_flag(request, "led"),
         )
         return _json(SizeAnswer(size))
 

@@ -418,6 +418,16 @@ class OriginCluster(Placing):
         more = {"led": "true", "begun": "true" if begun else "false"}
         return await self._size_by(host, "POST", path, namespace, deadline, **more)
 
+    async def stat_backend_at(
+        self, host: str, digest: Digest, namespace: str, *, deadline: Deadline
+    ) -> int:
+        """The size that the backend has, as this member finds out itself; nothing is fetched.
+
+        Raises `NotFound` when it is not there, and other `CallFailed`.
+        """
+        path = f"/internal/blobs/{digest}/backend"
+        return await self._size_by(host, "GET", path, namespace, deadline, led="true")
+
     async def settle_at(
         self, host: str, digest: Digest, namespace: str, *, deadline: Deadline
     ) -> None:

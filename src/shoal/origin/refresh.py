@@ -39,6 +39,7 @@ from shoal.store.threads import in_thread, submit
 from shoal.swarm.metainfo import Metainfo
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
+from shoal.web.flights import Flights, Memory
 
 MARGIN = 0.1
 """Share of a request's time that is left for its answer to arrive."""
@@ -49,8 +50,14 @@ COME_BACK = 1
 COPY_TIMEOUT = 60.0
 """Seconds for copying a blob to the other owners, besides the time for its bytes."""
 
+SIZE_FOR = 5.0
+"""Seconds for which a size that a backend said is answered without asking it again."""
+
 _MAX_REMEMBERED = 100_000
 """Answers of backends that are remembered."""
+
+_MAX_SIZES = 10_000
+"""Sizes that are remembered."""
 
 log = structlog.get_logger()
 
@@ -67,6 +74,10 @@ class Ring(Protocol):
 
     async def refresh_at(
         self, host: str, digest: Digest, namespace: str, *, deadline: Deadline, begun: bool
+    ) -> int: ...
+
+    async def stat_backend_at(
+        self, host: str, digest: Digest, namespace: str, *, deadline: Deadline
     ) -> int: ...
 
 
@@ -90,6 +101,9 @@ class _Wanted:
     @property
     def key(self) -> tuple[str, str, Digest]:
         return (self.matched.key, self.name.repository, self.name.digest)
+
+    def __str__(self) -> str:
+        return f"{self.name.digest} of {self.name.repository} in {self.matched.key}"
 
 
 class Refresh:
@@ -128,6 +142,8 @@ class Refresh:
         self._begun: dict[Digest, asyncio.Event] = {}
         self._copying: set[asyncio.Task[None]] = set()
         self._remembered: dict[tuple[str, str, Digest], tuple[float, Exception]] = {}
+        self._asking: Flights[str, int] = Flights()
+        self._sizes: Memory[str, int] = Memory(_MAX_SIZES)
 
     async def close(self) -> None:
         """End what is under way; the temp files go."""
@@ -135,6 +151,7 @@ class Refresh:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._asking.stop()
 
     def growing(self, digest: Digest) -> Growing | None:
         """A blob that this origin is fetching, as far as it is here."""
@@ -142,17 +159,50 @@ class Refresh:
 
     # -- asking -------------------------------------------------------------------------------
 
-    async def stat(self, digest: Digest, repository: str, deadline: Deadline) -> int:
+    async def stat(
+        self, digest: Digest, repository: str, deadline: Deadline, *, led: bool = False
+    ) -> int:
         """The size that the repository's backend says it has; nothing is fetched.
 
-        Raises `BlobUnknown` when there is none or it was asked and has not got it, `CallFailed`
-        when it could not be asked.
+        All that ask at the same time, of whichever origin, cause one question to the backend; what
+        it answers holds for `SIZE_FOR` seconds. `led` as in `bring`. Raises `BlobUnknown` when
+        there is none or it was asked and has not got it, `CallFailed` and `SourceFailed` when it
+        could not be asked.
         """
         wanted = self._wanted(digest, repository)
         self._recall(wanted)
-        size = await wanted.matched.backend.stat(wanted.name, deadline=deadline)
+        size = self._sizes.get(str(wanted), self._clock())
+        if size is not None:
+            return size
+        if led:
+            return await self._asking.join(str(wanted), lambda: self._ask(wanted), deadline)
+        leading = f"{wanted}, at its first owner"
+        return await self._asking.join(leading, lambda: self._ask_leader(wanted), deadline)
+
+    async def _ask_leader(self, wanted: _Wanted) -> int:
+        soon = Deadline.after(self._config.timeout)
+
+        async def ask(host: str) -> int:
+            # One that hangs leaves time for the next.
+            late = soon.at_most(soon.remaining() / 2)
+            return await self._ring.stat_backend_at(
+                host, wanted.name.digest, wanted.name.repository, deadline=late
+            )
+
+        size = await self._at_leader(wanted, ask)
+        if size is None:
+            return await self._asking.join(str(wanted), lambda: self._ask(wanted), soon)
+        return self._remember_size(wanted, size)
+
+    async def _ask(self, wanted: _Wanted) -> int:
+        soon = Deadline.after(self._config.timeout)
+        size = await wanted.matched.backend.stat(wanted.name, deadline=soon)
         if size is None:
             raise self._absent(wanted)
+        return self._remember_size(wanted, size)
+
+    def _remember_size(self, wanted: _Wanted, size: int) -> int:
+        self._sizes.keep(str(wanted), size, self._clock() + SIZE_FOR)
         return size
 
     async def bring(
@@ -176,26 +226,31 @@ class Refresh:
         here = await in_thread(self._local.rely, digest)
         if here is not None:
             return here.metainfo.size
-        if not led and (size := await self._at_leader(wanted, deadline, begun)) is not None:
+
+        async def refresh(host: str) -> int:
+            return await self._ring.refresh_at(
+                host, digest, repository, deadline=deadline, begun=begun
+            )
+
+        if not led and (size := await self._at_leader(wanted, refresh)) is not None:
             return size
         return await self._own(wanted, deadline, begun)
 
-    async def _at_leader(self, wanted: _Wanted, deadline: Deadline, begun: bool) -> int | None:
-        """Have the first owner that can be reached bring it; None when that is this origin."""
-        digest, repository = wanted.name.digest, wanted.name.repository
-        for host in self._ring.owners(digest):
+    async def _at_leader(
+        self, wanted: _Wanted, question: Callable[[str], Awaitable[int]]
+    ) -> int | None:
+        """What the first owner that can be reached answers; None when that is this origin."""
+        for host in self._ring.owners(wanted.name.digest):
             if host == self._name:
                 break
             if not self._ring.healthy(host):
                 continue
             try:
-                return await self._ring.refresh_at(
-                    host, digest, repository, deadline=deadline, begun=begun
-                )
+                return await question(host)
             except NotFound as error:
                 raise self._remember(wanted, _unknown(wanted, error.detail)) from error
             except Unreachable as error:
-                log.info("an owner cannot be asked to fetch", host=host, error=str(error))
+                log.info("an owner cannot be asked to lead", host=host, error=str(error))
             except Overloaded as error:
                 if error.status != 507:  # a full disk: the next owner may have room
                     if error.code == StillFetching.code:

@@ -57,6 +57,11 @@ class Ring:
             raise answer
         return answer
 
+    async def stat_backend_at(
+        self, host: str, digest: Digest, namespace: str, *, deadline: Deadline
+    ) -> int:
+        return await self.refresh_at(host, digest, namespace, deadline=deadline, begun=False)
+
     async def spread(self, digest: Digest, hosts: Sequence[str], deadline: Deadline) -> None:
         self.copied.append((digest, tuple(hosts)))
 

@@ -22,16 +22,16 @@ FAILURES = 10_000
 """Failures that are remembered: each has a text, and they hold for seconds."""
 
 
-class Flights(Generic[K]):
+class Flights(Generic[K, V]):
     """Work that is under way, by what it is about."""
 
     def __init__(self) -> None:
-        self._tasks: dict[K, asyncio.Task[None]] = {}
+        self._tasks: dict[K, asyncio.Task[V]] = {}
 
     async def join(
-        self, key: K, work: Callable[[], Coroutine[Any, Any, None]], deadline: Deadline
-    ) -> None:
-        """Wait for the work on `key`, which begins unless it is under way; raises what it raises.
+        self, key: K, work: Callable[[], Coroutine[Any, Any, V]], deadline: Deadline
+    ) -> V:
+        """What the work on `key` comes to; it begins unless it is under way. Raises what it raises.
 
         It goes on when those who wait for it leave, so it must be bounded. Raises `SourceFailed`
         at the deadline.
@@ -43,9 +43,9 @@ class Flights(Generic[K]):
         done, _ = await asyncio.wait({task}, timeout=deadline.remaining())
         if not done:
             raise SourceFailed(f"no answer about {key} in time; try again")
-        task.result()
+        return task.result()
 
-    def _landed(self, key: K, task: asyncio.Task[None]) -> None:
+    def _landed(self, key: K, task: asyncio.Task[V]) -> None:
         del self._tasks[key]
         if not task.cancelled():
             task.exception()  # whoever waited has it; nobody may have
