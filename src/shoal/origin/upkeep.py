@@ -95,7 +95,9 @@ class Upkeep:
         )
         self._refetcher = Refetcher(local, self._find, self._store, self._owns, bandwidth)
         self._scrubber = Scrubber(local, config.data_dir / "scrub.json", config.scrub)
-        self._disks = DiskWatch(store.folders(), store.make_folders, self._disk_lost)
+        self._disks = DiskWatch(
+            store.folders(), store.make_again, self._disk_lost, failures=store.volumes.failures
+        )
         self._report = StatusReport(
             self._name,
             lambda: cluster.members,

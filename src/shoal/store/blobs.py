@@ -66,19 +66,21 @@ class BlobStore:
         self._durable_folders: set[Path] = set()
         self._lock = threading.Lock()
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
-        self.make_folders()
-        for volume in self.volumes.paths:
-            _remove_leftovers(volume)
+        for folder in self.folders():
+            self.make_again(folder)
+            _remove_leftovers(folder.parent)
 
-    def make_folders(self) -> None:
-        """Make the folders: at the start, and again when they were removed meanwhile."""
-        made: set[Path] = set()
-        for volume in self.volumes.paths:
-            make_dirs_durably(volume / _BLOBS)
-            make_dirs_durably(volume / _INCOMING)
-            made |= _make_folders(volume / _BLOBS)
+    def make_again(self, folder: Path) -> None:
+        """Make what belongs to one of `folders` on its volume, as it was removed meanwhile."""
         with self._lock:
-            self._durable_folders = made
+            self._durable_folders -= {
+                each for each in self._durable_folders if folder in each.parents
+            }
+        make_dirs_durably(folder)
+        make_dirs_durably(folder.parent / _INCOMING)
+        made = _make_folders(folder)
+        with self._lock:
+            self._durable_folders |= made
 
     def folders(self) -> list[Path]:
         """The folder of the blobs on each volume."""
