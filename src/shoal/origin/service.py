@@ -15,6 +15,7 @@ import structlog
 from shoal.model.digest import Digest
 from shoal.model.errors import ApiError, BadRequest, BlobUnknown
 from shoal.origin.client import OriginCluster, UploadResult
+from shoal.origin.held_blob import HeldBlob, Opened, opened
 from shoal.origin.local import LocalBlobs, Whole
 from shoal.origin.messages import MAX_NAMESPACES, Owing
 from shoal.origin.receiving import Received, Receiver, refusing_when_full
@@ -203,13 +204,18 @@ class OriginService:
         hot = self._memory.get(digest)
         if hot is not None:
             return MemoryBlob(hot)
-        blob = await in_thread(self._open, digest)
-        if isinstance(blob, bytes):
-            self._memory.keep(digest, blob)
-            return MemoryBlob(blob)
-        return blob
+        with ExitStack() as held:
+            held.enter_context(self._local.in_use(digest))
+            match await opened(submit(self._open, digest)):
+                case None:
+                    return None
+                case bytes() as data:
+                    self._memory.keep(digest, data)
+                    return MemoryBlob(data)
+                case file, size:
+                    return HeldBlob(file, size, held.pop_all())
 
-    def _open(self, digest: Digest) -> FileBlob | bytes | None:
+    def _open(self, digest: Digest) -> Opened:
         """The copy's file; of a small one the content, and nothing if it is damaged."""
         whole = self._local.find(digest)
         if whole is None:
@@ -233,7 +239,7 @@ class OriginService:
                 raise  # it was an error of a moment: it cannot be said that it is not here
             return None
         self._local.note_use(whole)
-        return FileBlob(file, whole.metainfo.size)
+        return file, whole.metainfo.size
 
     async def keep_fetched(self, received: Received, repository: str) -> None:
         """Keep a blob that the repository's backend gave; raises `InsufficientStorage`."""
