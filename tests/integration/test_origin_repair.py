@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +49,17 @@ class Pushed:
     blobs: dict[Digest, bytes]
 
     @classmethod
-    async def some(cls, count: int, ring: Ring, http: HttpClient, folder: Path) -> Pushed:
+    async def some(
+        cls, count: int, ring: Ring, http: HttpClient, folder: Path, *, size: int = 100_000
+    ) -> Pushed:
         pushed = cls(OriginCluster(http, ring.config), folder, {})
-        await pushed.more(count)
+        await pushed.more(count, size)
         return pushed
 
-    async def more(self, count: int) -> list[Digest]:
+    async def more(self, count: int, size: int = 100_000) -> list[Digest]:
         new = []
         for _ in range(count):
-            data = os.urandom(100_000)
+            data = os.urandom(size)
             digest = Digest.of(data)
             path = self.folder / digest.hex
             path.write_bytes(data)
@@ -125,6 +128,35 @@ async def test_the_folder_of_the_blobs_is_made_anew_and_filled_when_it_is_lost_a
         await until(complete(ring, pushed.blobs), PATIENCE)
         shutil.rmtree(ring.origins[1].data / "blobs")
         await until(complete(ring, pushed.blobs), PATIENCE)
+        check_content(ring, pushed)
+
+
+async def test_repair_sends_no_faster_than_it_may(tmp_path: Path, http: HttpClient) -> None:
+    """Bytes over a time that is measured: a machine that is slow makes it no less true."""
+    rate, burst, size = 1_000_000, 1024 * 1024, 250_000
+    slow = {**QUICK, "bandwidth": "1MB/s", "concurrency": 1}
+    with running_ring(tmp_path / "ring", origins=2, replicas=2, repair=slow) as ring:
+        pushed = await Pushed.some(28, ring, http, tmp_path, size=size)
+        await until(complete(ring, pushed.blobs), PATIENCE)
+        lost = ring.origins[1]
+        lost.kill()
+        shutil.rmtree(lost.data)
+        await asyncio.to_thread(ring.revive)
+
+        def copies() -> int:
+            return sum(lost.path(digest).exists() for digest in pushed.blobs)
+
+        clock = time.monotonic
+        before = clock()
+        while not (had := copies()):
+            before = clock()
+            await asyncio.sleep(0.02)
+        await until(complete(ring, pushed.blobs), PATIENCE)
+        took = clock() - before
+        # The first of them may have been on its way before.
+        sent = (len(pushed.blobs) - had - 1) * size
+        assert had < len(pushed.blobs) // 2
+        assert sent <= burst + rate * took
         check_content(ring, pushed)
 
 
