@@ -147,12 +147,21 @@ def running_ring(
     replicas: int = 3,
     write_quorum: int = 2,
     ready_within: float = READY_WITHIN,
+    health: dict[str, Any] | None = None,
     **more: Any,
 ) -> Iterator[Ring]:
-    """Start the origins, and stop them at the end. `more` goes into every origin's config."""
+    """Start the origins, and stop them at the end. `more` goes into every origin's config.
+
+    `health`: how members of the ring are checked, by the test as well.
+    """
     with reserve(BLOCK) as ports:
         hosts = [f"127.0.0.1:{ports.first + 1 + 2 * n}" for n in range(origins)]
-        ring = {"hosts": hosts, "replicas": replicas, "write_quorum": write_quorum}
+        ring = {
+            "hosts": hosts,
+            "replicas": replicas,
+            "write_quorum": write_quorum,
+            "health": health or {},
+        }
         members = []
         for n, host in enumerate(hosts):
             config = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from shoal.origin.status import OriginStatus
 from shoal.ring.rendezvous import owners
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed, NotFound
 from tests.integration.origin_ring import Ring, running_ring, until
 
 REPLICAS = 3
@@ -86,19 +89,77 @@ def check_content(ring: Ring, pushed: Pushed) -> None:
             assert ring.origin(host).path(digest).read_bytes() == data
 
 
-async def test_every_blob_has_its_copies_again_after_each_origin_in_turn_lost_all_it_had(
+@dataclass
+class Load:
+    """Clients that push and pull all the time; what they were told counts."""
+
+    pushed: Pushed
+    refused: int = 0
+    """Pushes that were not acknowledged: nothing was promised."""
+    reads: int = 0
+    unanswered: int = 0
+    """Reads for which nobody could be asked in time."""
+
+    async def write(self) -> None:
+        while True:
+            try:
+                await self.pushed.more(1)
+            except CallFailed:
+                self.refused += 1
+            await asyncio.sleep(0.05)
+
+    async def read(self) -> None:
+        """Read what was acknowledged, whenever: it is never "not there", and has its bytes."""
+        pushed = self.pushed
+        while True:
+            digest, data = random.choice([*pushed.blobs.items()])
+            try:
+                read = await pushed.cluster.read(digest, deadline=soon(), limit=len(data))
+            except NotFound:
+                raise
+            except CallFailed:
+                self.unanswered += 1
+            else:
+                assert read == data
+                self.reads += 1
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def under_load(pushed: Pushed) -> AsyncIterator[Load]:
+    """Two that push and two that pull, until the end; what one of them finds wrong is raised."""
+    load = Load(pushed)
+    async with asyncio.TaskGroup() as group:
+        work = [group.create_task(step()) for step in (load.write, load.read) * 2]
+        yield load
+        for task in work:
+            task.cancel()
+
+
+async def test_under_load_every_blob_has_its_copies_again_after_each_origin_in_turn_lost_all_it_had(
     tmp_path: Path, http: HttpClient
 ) -> None:
     with running_ring(tmp_path / "ring", origins=4, replicas=REPLICAS, repair=QUICK) as ring:
         pushed = await Pushed.some(12, ring, http, tmp_path)
+        async with under_load(pushed) as load:
+            for origin in ring.origins:
+                origin.kill()
+                shutil.rmtree(origin.data)
+                # Pushes and pulls go on meanwhile: another host takes the copies.
+                enough = len(pushed.blobs) + 5, load.reads + 5
+                await until(
+                    lambda enough=enough: (
+                        len(pushed.blobs) >= enough[0] and load.reads >= enough[1]
+                    ),  # type: ignore[misc]
+                    PATIENCE,
+                )
+                await asyncio.to_thread(ring.revive)
+                # A loss at a time: all that was acknowledged by now has its copies again.
+                await until(complete(ring, list(pushed.blobs)), PATIENCE)
         await until(complete(ring, pushed.blobs), PATIENCE)
-        for origin in ring.origins:
-            origin.kill()
-            shutil.rmtree(origin.data)
-            # Pushes go on meanwhile: another host takes the copy.
-            await pushed.more(3)
-            await asyncio.to_thread(ring.revive)
-            await until(complete(ring, pushed.blobs), PATIENCE)
+        assert len(pushed.blobs) >= 12 + 4 * 5
+        assert load.refused <= len(pushed.blobs) // 4
+        assert load.unanswered <= load.reads // 4
         check_content(ring, pushed)
         # What was handed over is in excess then, and goes.
         await until(
@@ -118,6 +179,49 @@ async def test_every_blob_has_its_copies_again_after_each_origin_in_turn_lost_al
         )
         assert said.returncode == 0, said.stdout + said.stderr
         assert "4 of 4 origins answer; 0 copies missing" in said.stdout
+
+
+async def test_what_a_stopped_origin_missed_is_handed_over_when_it_goes_on(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    """It was not started anew, so that it calls for nothing itself."""
+    health = {"interval": "200ms", "timeout": "500ms", "fails": 2, "passes": 2}
+    repair = {**QUICK, "interval": "1h", "spare_grace": "500ms"}
+    with running_ring(
+        tmp_path / "ring", origins=4, replicas=REPLICAS, health=health, repair=repair
+    ) as ring:
+        pushed = await Pushed.some(4, ring, http, tmp_path)
+        await until(complete(ring, pushed.blobs), PATIENCE)
+        stopped = ring.origins[1]
+        await pushed.cluster.start()
+        try:
+            stopped.freeze()
+            await until(lambda: not pushed.cluster.healthy(stopped.host), PATIENCE)
+            missed: list[Digest] = []
+            while len(missed) < 6:
+                [digest] = await pushed.more(1)
+                missed += [digest] if stopped.host in own(ring, digest) else []
+            # Somebody else took its copy of each.
+            await until(
+                lambda: all(len(ring.holders(digest)) == REPLICAS for digest in missed), PATIENCE
+            )
+            assert not any(stopped.path(digest).exists() for digest in missed)
+            stopped.thaw()
+            await until(complete(ring, pushed.blobs), PATIENCE)
+        finally:
+            await pushed.cluster.close()
+        check_content(ring, pushed)
+
+        async def look_again() -> None:
+            for origin in ring.origins:
+                url = origin.url("/internal/repair")
+                await http.call("POST", url, deadline=soon(), expect=(202,))
+
+        async with asyncio.timeout(PATIENCE):
+            while any(ring.holders(digest) != own(ring, digest) for digest in pushed.blobs):
+                await look_again()
+                await asyncio.sleep(0.5)
+        check_content(ring, pushed)
 
 
 async def test_the_folder_of_the_blobs_is_made_anew_and_filled_when_it_is_lost_at_run_time(
@@ -178,6 +282,37 @@ async def test_a_scrub_finds_what_has_rotted_sets_it_aside_and_has_it_replaced(
         assert "damaged" in ring.origins[0].log.read_text()
         # Nobody used the others meanwhile: a scrub does not make a copy look younger.
         check_content(ring, pushed)
+
+
+async def test_the_status_never_says_that_all_is_there_while_a_wiped_origin_is_filled(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    slow = {**QUICK, "bandwidth": "1MB/s", "interval": "1h"}
+    with running_ring(tmp_path / "ring", repair=slow) as ring:
+        pushed = await Pushed.some(24, ring, http, tmp_path, size=250_000)
+        filled = complete(ring, pushed.blobs)
+        await until(filled, PATIENCE)
+        wiped = ring.origins[0]
+        wiped.kill()
+        shutil.rmtree(wiped.data)
+        await asyncio.to_thread(ring.revive)
+        looks = 0
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                answers = await ask_all(ring.config.hosts)
+                if filled():
+                    break
+                assert not all(map(is_whole, answers.values())), answers
+                looks += 1
+        assert looks, "it was filled before anybody could look"
+        async with asyncio.timeout(PATIENCE):
+            while not all(  # noqa: ASYNC110 -- other processes make it true
+                is_whole(answer)
+                and isinstance(answer, OriginStatus)
+                and answer.owned == len(pushed.blobs)
+                for answer in (await ask_all(ring.config.hosts)).values()
+            ):
+                await asyncio.sleep(0.2)
 
 
 async def test_the_status_names_what_is_missing_and_who_is_silent(
