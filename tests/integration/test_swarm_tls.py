@@ -14,9 +14,11 @@ import trustme
 
 from shoal.swarm.config import PeerTlsConfig
 from shoal.swarm.peers import PeerInfo, new_peer_id
-from shoal.swarm.security import CannotSecure, Security
+from shoal.swarm.security import Security
 from shoal.swarm.streams import TlsStream
 from shoal.swarm.wire import VERSION, Hello, Open, Ping, Pong, Request
+from shoal.web.tls import CannotSecure
+from tests.authority import Authority
 from tests.integration.swarm_hosts import PATIENCE, Host, Puppet, Stage, pieces, until
 
 CONTENT = pieces(40, piece_size=64 * 1024)
@@ -26,36 +28,6 @@ CONTENT = pieces(40, piece_size=64 * 1024)
 async def stage(tmp_path: Path) -> AsyncGenerator[Stage]:
     async with Stage(tmp_path) as it:
         yield it
-
-
-class Authority:
-    """A certificate authority, and the configs of peers that it has issued for."""
-
-    def __init__(self, folder: Path, name: str = "ca") -> None:
-        self._folder = folder
-        self._name = name
-        self.ca = trustme.CA()
-        self._issued = 0
-        self.file = folder / f"{name}.pem"
-        self.ca.cert_pem.write_to_path(str(self.file))
-
-    def tls(self, *hosts: str) -> dict[str, Any]:
-        """The settings of a peer with a certificate for these hosts."""
-        issued = self.ca.issue_cert(*(hosts or ("127.0.0.1",)))
-        self._issued += 1
-        base = self._folder / f"{self._name}-{self._issued}"
-        certificate, key = base.with_suffix(".crt"), base.with_suffix(".key")
-        for blob in issued.cert_chain_pems:
-            blob.write_to_path(str(certificate), append=True)
-        issued.private_key_pem.write_to_path(str(key))
-        return {"tls": {"ca": self.file, "certificate": certificate, "key": key}}
-
-    def client(self, *, host: str | None) -> ssl.SSLContext:
-        """For a puppet that trusts this authority; `host`: whose certificate it shows."""
-        context = ssl.create_default_context(cafile=str(self.file))
-        if host is not None:
-            self.ca.issue_cert(host).configure_cert(context)
-        return context
 
 
 @pytest.fixture

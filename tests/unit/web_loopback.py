@@ -7,12 +7,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ssl import SSLContext
 
 import uvloop
 from aiohttp import web
 
+from shoal.config.model import Clients
 from shoal.web.server import application
-from shoal.web.serving import listening
+from shoal.web.serving import Listener, listening
+from shoal.web.tls import Tls
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -64,9 +67,9 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(address: str) -> AsyncIterator[Wire]:
+async def wire(address: str, tls: SSLContext | None = None) -> AsyncIterator[Wire]:
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=tls)
     try:
         yield Wire(reader, writer)
     finally:
@@ -79,16 +82,22 @@ async def served(
     missing: list[str] | None = None,
     grace: float = 1.0,
     request_timeout: float = 60.0,
+    tls: Tls | None = None,
+    clients: Clients = "required",
+    max_body: int = 4 * 1024 * 1024,
 ) -> AsyncIterator[str]:
     """An application with these routes on a port of loopback; gives its address."""
 
     async def readiness() -> list[str]:
         return missing or []
 
-    app = application("test", readiness=readiness, request_timeout=request_timeout)
+    app = application(
+        "test", readiness=readiness, request_timeout=request_timeout, max_body=max_body
+    )
     for method, path, handler in routes:
         app.router.add_route(method, path, handler)
-    async with listening([(app, "127.0.0.1:0")], grace=grace) as (address,):
+    listener = Listener(app, "127.0.0.1:0", tls=tls, clients=clients)
+    async with listening([listener], grace=grace) as (address,):
         yield address
 
 

@@ -8,11 +8,18 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shoal.config.model import ServiceConfig
-from shoal.config.units import Address, Bytes, Duration
+from shoal.config.model import ServiceConfig, TlsConfig
+from shoal.config.units import Address, Bytes, Duration, is_loopback
 from shoal.ring.config import HostsConfig, OriginsConfig
 from shoal.store.config import CacheConfig
 from shoal.swarm.config import PeerConfig
+
+
+class AgentTlsConfig(TlsConfig):
+    """As everywhere, for `admin`; and what this host's container runtime speaks."""
+
+    registry: bool | None = None
+    """Whether `listen` is over TLS, too; by default when it is not on loopback."""
 
 
 class AgentConfig(ServiceConfig):
@@ -23,6 +30,8 @@ class AgentConfig(ServiceConfig):
 
     admin: Address = "127.0.0.1:5011"
     """Generic blobs, tags, and what the agent knows of its swarm."""
+
+    tls: AgentTlsConfig = AgentTlsConfig()
 
     data_dir: Path
     """The cache: complete blobs, and partial ones that go on after a restart."""
@@ -51,3 +60,9 @@ class AgentConfig(ServiceConfig):
 
     manifest_cache: Bytes = 16 * 1024 * 1024
     """Memory for the manifests that were pulled last; 0: they are read from the disk each time."""
+
+    @property
+    def registry_tls(self) -> bool:
+        """Whether the registry speaks TLS."""
+        chosen = self.tls.registry
+        return self.tls.on and (not is_loopback(self.listen) if chosen is None else chosen)

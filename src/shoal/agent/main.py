@@ -26,12 +26,12 @@ from shoal.store.memory import MemoryCache
 from shoal.store.room import Room
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
-from shoal.swarm.security import CannotSecure
 from shoal.tracker.client import TrackerClient
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
 from shoal.web.process import CannotListen
 from shoal.web.server import Listener, Stop, run, serve
+from shoal.web.tls import Tls
 
 
 def main(loaded: Loaded[AgentConfig]) -> None:
@@ -47,17 +47,16 @@ def main(loaded: Loaded[AgentConfig]) -> None:
 
 
 async def _serve(config: AgentConfig, stop: Stop) -> None:
-    http = HttpClient(user_agent="shoal-agent")
+    tls = Tls(config.tls)
+    http = HttpClient(user_agent="shoal-agent", tls=tls)
     origins = OriginCluster(http, config.origins)
     tracker = TrackerClient(http, config.tracker)
     index = BuildIndexClient(http, config.build_index)
     host, port = split_address(config.peer.advertise or config.peer.listen)
     journal = Journal(monotonic())
     service = AgentService(journal)
-    try:
-        node = SwarmNode(config.peer, PeerInfo(new_peer_id(), host, port, config.zone), service)
-    except CannotSecure as error:
-        raise SystemExit(str(error)) from None
+    peer = PeerInfo(new_peer_id(), host, port, config.zone)
+    node = SwarmNode(config.peer.within(config.tls), peer, service)
     library = await asyncio.to_thread(Library, config.data_dir, node.executor)
     hashing = ThreadPoolExecutor(2, thread_name_prefix="digest")
     announcer = Announcer(node, tracker)
@@ -85,11 +84,18 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     watching = asyncio.create_task(room.watch(), name="room")
     try:
         apps = [
-            Listener(registry_application(pulls, readiness, config), config.listen),
+            Listener(
+                registry_application(pulls, readiness, config),
+                config.listen,
+                tls=tls if config.registry_tls else None,
+                clients="optional",
+            ),
             Listener(
                 admin_application(pulls, service, node, readiness, journal, config),
                 config.admin,
                 "admin",
+                tls=tls,
+                clients=config.tls.clients,
             ),
         ]
         await serve(apps, stop=stop, grace=config.shutdown_grace)

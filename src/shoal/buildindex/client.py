@@ -200,7 +200,7 @@ class BuildIndexClient:
             answer = await self._hosts.call(host, "POST", LOOKUP, deadline, json=request)
             return lookup_answers(questions, answer)
 
-        return Batches(send, f"http://{host}{LOOKUP}", most=MAX_QUESTIONS, timeout=READ_TIMEOUT)
+        return Batches(send, self._http.url(host, LOOKUP), most=MAX_QUESTIONS, timeout=READ_TIMEOUT)
 
     # -- membership of blobs and manifests ----------------------------------------------------
 

@@ -205,7 +205,7 @@ class IndexHosts:
         """Ask this one, and remember how that went. Raises `CallFailed`."""
         try:
             answer = await self._http.call(
-                method, f"http://{host}{path}", deadline=deadline, **request
+                method, self._http.url(host, path), deadline=deadline, **request
             )
         except (Unreachable, Overloaded) as error:
             if error.code == SourceFailed.code:

@@ -30,7 +30,8 @@ from shoal.queue.database import QueueUnusable
 from shoal.store.threads import in_thread
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
-from shoal.web.server import Stop, application, run, serve
+from shoal.web.server import Listener, Stop, application, run, serve
+from shoal.web.tls import Tls
 
 
 def main(loaded: Loaded[BuildIndexConfig]) -> None:
@@ -49,7 +50,10 @@ def main(loaded: Loaded[BuildIndexConfig]) -> None:
 
 
 async def _serve(config: BuildIndexConfig, store: Store, stop: Stop) -> None:
-    http = HttpClient(user_agent="shoal-build-index")
+    tls = Tls(config.tls)
+    http = HttpClient(user_agent="shoal-build-index", tls=tls)
+    # The cluster's certificates are none of those outside of it.
+    outside = HttpClient(user_agent="shoal-build-index")
     origins = OriginCluster(http, config.origins)
     neighbours = Neighbours(
         http,
@@ -59,7 +63,7 @@ async def _serve(config: BuildIndexConfig, store: Store, stop: Stop) -> None:
         interval=config.sync_interval,
     )
     try:
-        backends = Backends.open(config.backends, config.upstreams, http)
+        backends = Backends.open(config.backends, config.upstreams, outside)
     except ConfigError as error:
         sys.exit(f'cannot start (config key "backends"): {error}')
     writeback = await _writeback(config, store, backends)
@@ -102,13 +106,15 @@ async def _serve(config: BuildIndexConfig, store: Store, stop: Stop) -> None:
     try:
         await origins.start()
         await index.start(config.catch_up_timeout)
-        await serve([(app, config.listen)], stop=stop, grace=0.9 * config.shutdown_grace)
+        listener = Listener(app, config.listen, tls=tls, clients=config.tls.clients)
+        await serve([listener], stop=stop, grace=0.9 * config.shutdown_grace)
     finally:
         if writeback is not None:
             await writeback.stop(0.1 * config.shutdown_grace)
         await index.stop()
         await backends.close()
         await origins.close()
+        await outside.close()
         await http.close()
 
 

@@ -123,7 +123,7 @@ class Neighbours:
             for body in bodies:
                 await self._http.call(
                     "PUT",
-                    f"http://{neighbour.host}/internal/records",
+                    self._http.url(neighbour.host, "/internal/records"),
                     deadline=deadline,
                     headers={"Content-Type": "application/json"},
                     data=body,
@@ -196,7 +196,7 @@ class Neighbours:
             async with asyncio.timeout(self._patience(neighbour)):
                 await self._pull(neighbour)
         except TimeoutError:
-            url = f"http://{neighbour.host}/internal/changes"
+            url = self._http.url(neighbour.host, "/internal/changes")
             self._heard(neighbour, Unreachable("GET", url, "its changes did not come in time"))
 
     def follow(self) -> None:
@@ -267,7 +267,7 @@ class Neighbours:
     async def _ask(self, neighbour: _Neighbour, after: int) -> Changes:
         answer = await self._http.call(
             "GET",
-            f"http://{neighbour.host}/internal/changes",
+            self._http.url(neighbour.host, "/internal/changes"),
             deadline=Deadline.after(PAGE_TIMEOUT),
             params={"after": str(after), "limit": str(MAX_BATCH)},
         )

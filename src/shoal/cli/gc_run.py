@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from shoal.buildindex.garbage import GcReport
 from shoal.config.load import ConfigError
+from shoal.config.model import TlsConfig
 from shoal.config.units import format_duration
 from shoal.config.yaml_mapping import InvalidYaml, read_yaml
 from shoal.origin.messages import SweepReport, SweepRequest
@@ -19,6 +20,7 @@ from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed
 from shoal.web.lookup import LookupFailed, find_hosts
+from shoal.web.tls import CannotSecure, Tls
 
 PATH = "/internal/gc"
 
@@ -33,6 +35,8 @@ class Targets:
 
     build_indexes: Sequence[str]
     origins: Sequence[str]
+    tls: Tls | None = None
+    """How they are called."""
 
 
 @dataclass(slots=True)
@@ -49,20 +53,40 @@ class Outcome:
 def load_targets(path: Path) -> Targets:
     """Find the hosts by the config of a service; raises `ConfigError`.
 
-    Only the two sections are looked at, so that the file may be that of a service of any kind.
+    Only the sections needed are looked at, so that the file may be that of a service of any kind.
     """
-    return Targets(hosts_of(path, "build_index"), hosts_of(path, "origins"))
+    return Targets(hosts_of(path, "build_index"), hosts_of(path, "origins"), tls_of(path))
 
 
 def hosts_of(path: Path, section: str) -> Sequence[str]:
     """The hosts that a section of a service's config lists; raises `ConfigError`."""
+    return _hosts(read_config(path), section, path)
+
+
+def tls_of(path: Path) -> Tls:
+    """How a service with this config calls the others; raises `ConfigError`."""
+    given = read_config(path).get("tls")
+    keys = given if isinstance(given, dict) else {}
     try:
-        config = read_yaml(path.read_text())
+        return Tls(
+            TlsConfig.model_validate(
+                {key: keys[key] for key in TlsConfig.model_fields if key in keys}
+            )
+        )
+    except ValueError as error:
+        raise ConfigError([f'bad value in section "tls" in {path}: {error}']) from error
+    except CannotSecure as error:
+        raise ConfigError([str(error)]) from error
+
+
+def read_config(path: Path) -> Mapping[str, object]:
+    """The keys of a service's config, as they stand in the file; raises `ConfigError`."""
+    try:
+        return read_yaml(path.read_text())
     except OSError as error:
         raise ConfigError([f"cannot read {path}: {error.strerror}"]) from error
     except (InvalidYaml, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: {error}"]) from error
-    return _hosts(config, section, path)
 
 
 def _hosts(config: Mapping[str, object], section: str, path: Path) -> Sequence[str]:
@@ -90,10 +114,10 @@ async def run(targets: Targets, *, dry_run: bool, grace: float | None, timeout: 
     if grace is not None:
         query["grace"] = format_duration(grace)
     outcome = Outcome(dry_run)
-    http = HttpClient(user_agent="shoal-gc")
+    http = HttpClient(user_agent="shoal-gc", tls=targets.tls)
 
     async def ask(kind: type[T], role: str, host: str, body: object = None) -> T | None:
-        url = f"http://{host}{PATH}"
+        url = http.url(host, PATH)
         late = Deadline.after(timeout)
         try:
             answer = await http.call("POST", url, deadline=late, params=query, json=body)

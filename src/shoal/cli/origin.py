@@ -19,7 +19,9 @@ ConfigFile = Annotated[
 ]
 Hosts = Annotated[
     str | None,
-    typer.Option("--origins", metavar="HOST:PORT,...", help="The origins to ask instead."),
+    typer.Option(
+        "--origins", metavar="HOST:PORT,...", help="The origins to ask instead, without TLS."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -30,17 +32,18 @@ def status(config: ConfigFile = None, origins: Hosts = None, *, as_json: AsJson 
     The exit status is 0 when all origins answered and are sure that all copies are there, and 1
     otherwise.
     """
-    from shoal.cli.gc_run import hosts_of
+    from shoal.cli.gc_run import hosts_of, tls_of
     from shoal.cli.origin_status import ask_all, document, is_whole, lines
 
     if (config is None) == (origins is None):
         raise typer.BadParameter("give one of --config and --origins")
+    tls = None
     if config is not None:
         with config_faults():
-            hosts = list(hosts_of(config, "origins"))
+            hosts, tls = list(hosts_of(config, "origins")), tls_of(config)
     else:
         hosts = [host.strip() for host in (origins or "").split(",") if host.strip()]
-    answers = asyncio.run(ask_all(hosts))
+    answers = asyncio.run(ask_all(hosts, tls))
     if as_json:
         typer.echo(document(answers))
     else:

@@ -15,6 +15,7 @@ from shoal.origin.status import OriginStatus
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed
+from shoal.web.tls import Tls
 
 STATUS = "/internal/status"
 PATIENCE = 10.0
@@ -32,12 +33,12 @@ Answers = Mapping[str, OriginStatus | Silent]
 """By host."""
 
 
-async def ask_all(hosts: Sequence[str]) -> Answers:
+async def ask_all(hosts: Sequence[str], tls: Tls | None = None) -> Answers:
     """Ask each origin (``host:port``) how it is."""
-    http = HttpClient(user_agent="shoal-cli")
+    http = HttpClient(user_agent="shoal-cli", tls=tls)
 
     async def ask(host: str) -> OriginStatus | Silent:
-        url, soon = f"http://{host}{STATUS}", Deadline.after(PATIENCE)
+        url, soon = http.url(host, STATUS), Deadline.after(PATIENCE)
         try:
             answer = await http.call("GET", url, deadline=soon)
             return answer.decode(OriginStatus)

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
 
-from shoal.cli.failures import fail
+from shoal.cli.failures import config_faults, fail
 
 if TYPE_CHECKING:
     from shoal.agent.why_report import PullReport
+    from shoal.web.tls import Tls
 
-DEFAULT_AGENT = "http://127.0.0.1:5011"
+DEFAULT_AGENT = "127.0.0.1:5011"
 _TIMEOUT = 10.0
 
 
@@ -33,8 +35,18 @@ def _why(
     ],
     *,
     agent: Annotated[
-        str, typer.Option(metavar="URL", help="The agent's admin address.")
-    ] = DEFAULT_AGENT,
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help=f"The agent's admin address; by default that of its config, or {DEFAULT_AGENT}.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The agent's config file: needed where the cluster speaks TLS."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show where the time of the last pull of an image through this host's agent went."""
@@ -42,8 +54,15 @@ def _why(
 
     from shoal.cli import why_text
 
+    tls = None
+    if config is not None:
+        from shoal.cli.gc_run import read_config, tls_of
+
+        with config_faults():
+            tls = tls_of(config)
+            agent = agent or _from_here(str(read_config(config).get("admin", DEFAULT_AGENT)))
     try:
-        report = asyncio.run(_ask(agent, image))
+        report = asyncio.run(_ask(agent or DEFAULT_AGENT, image, tls))
     except _NotAnswered as error:
         raise fail("shoal why", error) from None
     if as_json:
@@ -63,15 +82,21 @@ def without_host(image: str) -> str:
     return rest if slash and is_host else image
 
 
-async def _ask(agent: str, image: str) -> PullReport:
+def _from_here(listened: str) -> str:
+    """How this host calls the address that its agent listens on."""
+    host, colon, port = listened.rpartition(":")
+    return {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host) + colon + port  # noqa: S104
+
+
+async def _ask(agent: str, image: str, tls: Tls | None) -> PullReport:
     from shoal.agent.why_report import PullReport
     from shoal.web.client import HttpClient
     from shoal.web.deadline import Deadline
     from shoal.web.failures import CallFailed, NotFound, Rejected
 
-    base = agent if "://" in agent else f"http://{agent}"
+    http = HttpClient(user_agent="shoal-why", tls=tls)
+    base = agent if "://" in agent else http.url(agent, "")
     url = f"{base.rstrip('/')}/why/{quote(without_host(image), safe='/:@')}"
-    http = HttpClient(user_agent="shoal-why")
     try:
         answer = await http.call("GET", url, deadline=Deadline.after(_TIMEOUT))
         return answer.decode(PullReport)

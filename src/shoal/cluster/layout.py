@@ -14,6 +14,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from shoal.config.units import is_loopback
+
 HOST = "127.0.0.1"
 BLOCK = 64
 """Ports in a block, its guard included."""
@@ -78,7 +80,27 @@ class Member:
     def url(self, key: str = "listen") -> str:
         """Return the base URL of one of its addresses, as clients on this machine reach it."""
         host, _, port = str(self.config[key]).rpartition(":")
-        return f"http://{_LOOPBACK.get(host, host)}:{port}"
+        scheme = "https" if self._is_over_tls(key) else "http"
+        return f"{scheme}://{_LOOPBACK.get(host, host)}:{port}"
+
+    @property
+    def ca(self) -> str | None:
+        """The file of those who issue the cluster's certificates, if it has any."""
+        tls = self._tls()
+        return str(tls["ca"]) if tls.get("certificate") and tls.get("ca") else None
+
+    def _tls(self) -> Mapping[str, Any]:
+        tls = self.config.get("tls")
+        return tls if isinstance(tls, Mapping) else {}
+
+    def _is_over_tls(self, key: str) -> bool:
+        tls = self._tls()
+        if not tls.get("certificate"):
+            return False
+        if self.role != "agent" or key != "listen":
+            return True
+        chosen = tls.get("registry")
+        return not is_loopback(str(self.config[key])) if chosen is None else bool(chosen)
 
     @property
     def readiness_url(self) -> str:

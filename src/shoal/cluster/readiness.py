@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import ssl
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import msgspec
+
+from shoal.cluster.layout import Member
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -26,9 +29,9 @@ class _Readiness(msgspec.Struct):
 class ReadinessProbe:
     """Polls ``GET /readiness`` of many services."""
 
-    def __init__(self, urls: Mapping[str, str]) -> None:
-        self._urls = dict(urls)
-        self._unready = dict.fromkeys(urls, "not asked yet")
+    def __init__(self, members: Iterable[Member]) -> None:
+        self._members = list(members)
+        self._unready = {member.name: "not asked yet" for member in self._members}
 
     def unready(self) -> dict[str, str]:
         """Return what each service that is not ready yet lacks, by name."""
@@ -43,24 +46,25 @@ class ReadinessProbe:
             ClientSession(timeout=ClientTimeout(total=_ANSWER_WITHIN)) as session,
             asyncio.TaskGroup() as group,
         ):
-            for name, url in self._urls.items():
-                group.create_task(self._until_ready(session, name, url))
+            for member in self._members:
+                group.create_task(self._until_ready(session, member))
 
-    async def _until_ready(self, session: ClientSession, name: str, url: str) -> None:
+    async def _until_ready(self, session: ClientSession, member: Member) -> None:
         while True:
-            self._unready[name] = why = await _ask(session, url)
+            self._unready[member.name] = why = await _ask(session, member.readiness_url, member.ca)
             if not why:
-                del self._unready[name]
+                del self._unready[member.name]
                 return
             await asyncio.sleep(INTERVAL)
 
 
-async def _ask(session: ClientSession, url: str) -> str:
+async def _ask(session: ClientSession, url: str, ca: str | None) -> str:
     """Return what the service lacks; nothing when it is ready."""
     from aiohttp import ClientError
 
     try:
-        async with session.get(url) as answer:
+        trusted = True if ca is None else ssl.create_default_context(cafile=ca)
+        async with session.get(url, ssl=trusted) as answer:
             body = await answer.read()
     except (ClientError, OSError, TimeoutError) as error:
         return f"GET {url}: {str(error) or type(error).__name__}"

@@ -108,7 +108,7 @@ class Cluster:
         """Start a service that has ended, and wait until it is ready; raise `StartFailed`."""
         [member] = [member for member in self.layout.members if member.name == name]
         self._start(member)
-        probe = ReadinessProbe({name: member.readiness_url})
+        probe = ReadinessProbe([member])
         try:
             async with asyncio.timeout(within):
                 await probe.run()
@@ -117,7 +117,7 @@ class Cluster:
 
     async def wait_ready(self, within: float) -> None:
         """Wait until all services are ready; raise `StartFailed` when one dies or time is up."""
-        probe = ReadinessProbe({m.name: m.readiness_url for m in self.layout.members})
+        probe = ReadinessProbe(self.layout.members)
         ready = asyncio.ensure_future(probe.run())
         death = asyncio.ensure_future(self._death.wait())
         try:

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from shoal.model.digest import Digest
 from shoal.model.errors import Denied
-from shoal.origin.members import ASK_TIMEOUT, Change, Members, url_of
+from shoal.origin.members import ASK_TIMEOUT, Change, Members
 from shoal.origin.messages import MAX_STAT_DIGESTS, MetainfoAnswer, Owing, SizeAnswer, StatRequest
 from shoal.origin.placing import Placing, UploadResult
 from shoal.origin.poll import Poll
@@ -278,7 +278,7 @@ class OriginCluster(Placing):
 
         async def ask(host: str, deadline: Deadline) -> bytes:
             body = bytearray()
-            url = url_of(host, f"/internal/blobs/{digest}")
+            url = self._members.http.url(host, f"/internal/blobs/{digest}")
             async with self._members.http.stream(
                 "GET", url, deadline=deadline, expect=(200,)
             ) as answer:
@@ -396,7 +396,8 @@ class OriginCluster(Placing):
     async def _size_by(
         self, host: str, method: str, path: str, namespace: str, deadline: Deadline, **more: str
     ) -> int:
-        url = url_of(host, f"{path}?{urlencode({'namespace': namespace, **more})}")
+        query = urlencode({"namespace": namespace, **more})
+        url = self._members.http.url(host, f"{path}?{query}")
         try:
             answer = await self._members.http.call(method, url, deadline=deadline)
         except Unreachable:
@@ -484,7 +485,7 @@ def _check(metainfo: Metainfo, digest: Digest, host: str) -> None:
         if metainfo.digest != str(digest):
             raise InvalidMetainfo(f"it is that of {metainfo.digest}")
     except InvalidMetainfo as error:
-        url = url_of(host, f"/internal/blobs/{digest}/metainfo")
+        url = f"{host}/internal/blobs/{digest}/metainfo"
         raise Unreachable("GET", url, f"the metainfo is not that of {digest}: {error}") from error
 
 
@@ -508,7 +509,7 @@ def _could_not_ask(digest: Digest, poll: Poll[T]) -> CallFailed:
     """`Unreachable`, or `Rejected` when each host refused and would refuse again."""
     path = f"/internal/blobs/{digest}"
     detail = f"no origin gave {digest}, and not all could be asked: {poll.said()}"
-    absent = [NotFound("GET", url_of(host, path), "not there") for host in poll.absent]
+    absent = [NotFound("GET", host + path, "not there") for host in poll.absent]
     failure = combined("GET", path, detail, [*poll.unasked.values(), *absent])
     failure.__cause__ = next(iter(poll.unasked.values()))
     return failure

@@ -111,7 +111,7 @@ class MembersHealth:
     async def _check(self, host: str) -> None:
         try:
             deadline = Deadline.after(self._timeout)
-            await self._http.call("GET", f"http://{host}/health", deadline=deadline)
+            await self._http.call("GET", self._http.url(host, "/health"), deadline=deadline)
         except CallFailed as error:
             if self._checks.failed(host):
                 log.warning("origin is unhealthy", origin=host, error=error.detail)

@@ -43,13 +43,13 @@ from shoal.store.uploads import UploadSessions
 from shoal.store.volumes import Volumes, VolumesUnusable, open_volumes
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
-from shoal.swarm.security import CannotSecure
 from shoal.swarm.view import swarm_view
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.logs import configure
 from shoal.web.process import CannotListen
-from shoal.web.server import Stop, run, serve
+from shoal.web.server import Listener, Stop, run, serve
+from shoal.web.tls import Tls
 
 EXPIRY_INTERVAL = 600.0
 """Seconds between looks for uploads that nobody continues."""
@@ -71,8 +71,11 @@ def main(loaded: Loaded[OriginConfig], *, faults: bool = False) -> None:
 
 
 async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
-    http = HttpClient(user_agent="shoal-origin")
-    origin = await _Origin.assemble(config, http)
+    tls = Tls(config.tls)
+    http = HttpClient(user_agent="shoal-origin", tls=tls)
+    # The cluster's certificates are none of those outside of it.
+    outside = HttpClient(user_agent="shoal-origin")
+    origin = await _Origin.assemble(config, http, outside)
     app = origin.application()
     if faults:
         faults_on_purpose.add_to(app)
@@ -82,12 +85,14 @@ async def _serve(config: OriginConfig, stop: Stop, *, faults: bool) -> None:
     chores.append(asyncio.create_task(joining.run(stop), name="joining"))
     try:
         await origin.start()
-        await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
+        listener = Listener(app, config.listen, tls=tls, clients=config.tls.clients)
+        await serve([listener], stop=stop, grace=config.shutdown_grace)
     finally:
         for chore in chores:
             chore.cancel()
         await asyncio.gather(*chores, return_exceptions=True)
         await origin.stop()
+        await outside.close()
         await http.close()
     if joining.failure:
         raise SystemExit(joining.failure)
@@ -114,8 +119,11 @@ class _Origin:
     readiness: Readiness | None = None
 
     @classmethod
-    async def assemble(cls, config: OriginConfig, http: HttpClient) -> _Origin:
-        """Open what is on disk and wire the parts; nothing runs yet but the write-back."""
+    async def assemble(cls, config: OriginConfig, http: HttpClient, outside: HttpClient) -> _Origin:
+        """Open what is on disk and wire the parts; nothing runs yet but the write-back.
+
+        `http` calls the cluster's services, `outside` the backends.
+        """
         cluster = OriginCluster(http, config.origins)
         volumes = await in_thread(_open_volumes, config)
         store = await in_thread(BlobStore, volumes)
@@ -133,7 +141,7 @@ class _Origin:
         receiver = Receiver(
             store, idle_timeout=config.idle_timeout, max_blob=config.max_blob, room=room
         )
-        backends = _open_backends(config, http)
+        backends = _open_backends(config, outside)
         stored = BlobBackends(backends, _patterns(config))
         writeback = await _write_back(config, local, cluster, stored)
         service = OriginService(
@@ -286,10 +294,7 @@ def _wanted(index: BuildIndexClient | None) -> AskWanted | None:
 
 def _node(config: OriginConfig, seeded: SeededBlobs, cluster: OriginCluster) -> SwarmNode:
     plan = OwnersShare(config.member, cluster.owners)
-    try:
-        return SwarmNode(config.peer, _peer(config), seeded, seeding=plan)
-    except CannotSecure as error:
-        raise SystemExit(str(error)) from None
+    return SwarmNode(config.peer.within(config.tls), _peer(config), seeded, seeding=plan)
 
 
 async def _listen_to_peers(node: SwarmNode, config: OriginConfig) -> None:

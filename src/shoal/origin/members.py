@@ -190,7 +190,7 @@ class Members:
         if batches is None:
             batches = Batches(
                 partial(self._sizes_at, host, keep),
-                url_of(host, STAT),
+                self.http.url(host, STAT),
                 most=MAX_STAT_DIGESTS,
                 timeout=ASK_TIMEOUT,
             )
@@ -206,7 +206,7 @@ class Members:
         soon = deadline.at_most(ASK_TIMEOUT)
         size = await self._batches(host, keep).ask(digest, soon)
         if size is None:
-            raise NotFound("POST", url_of(host, STAT), f"no {digest}")
+            raise NotFound("POST", self.http.url(host, STAT), f"no {digest}")
         return size
 
     async def sizes_on(
@@ -258,7 +258,7 @@ class Members:
         self, host: str, method: str, path: str, deadline: Deadline, body: object = None
     ) -> Answer:
         """Ask one host; raises `CallFailed`."""
-        call = self.http.call(method, url_of(host, path), deadline=deadline, json=body)
+        call = self.http.call(method, self.http.url(host, path), deadline=deadline, json=body)
         return await self.noting(host, call)
 
     async def noting(self, host: str, call: Awaitable[T]) -> T:
@@ -273,8 +273,3 @@ class Members:
             raise
         self.health.ok(host)
         return answer
-
-
-def url_of(host: str, path: str) -> str:
-    """The URL of a path on one host."""
-    return f"http://{host}{path}"

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import structlog
 
 from shoal.model.digest import Digest
-from shoal.origin.members import Members, url_of
+from shoal.origin.members import Members
 from shoal.origin.messages import ReplicateAnswer, ReplicateRequest, StatRequest
 from shoal.origin.quorum import Attempt, Placement, QuorumFailed
 from shoal.store.threads import in_thread
@@ -168,9 +168,10 @@ class Placing:
             query.append(("unbacked", "true"))
         if used is not None:
             query.append(("used", f"{used:.3f}"))
-        url = url_of(host, f"/internal/blobs/{digest}?{urlencode(query)}".rstrip("?"))
+        http = self._members.http
+        url = http.url(host, f"/internal/blobs/{digest}?{urlencode(query)}".rstrip("?"))
         await self._members.noting(
-            host, self._members.http.upload(url, source, size, deadline=deadline, pace=pace)
+            host, http.upload(url, source, size, deadline=deadline, pace=pace)
         )
 
     async def drain(self, timeout: float) -> None:

@@ -120,7 +120,7 @@ class RemoteBlob:
         return Unreachable("GET", f"/internal/blobs/{self.digest}", detail)
 
     async def _from(self, host: str, start: int, stop: int) -> AsyncGenerator[bytes]:
-        url = f"http://{host}/internal/blobs/{self.digest}"
+        url = self._http.url(host, f"/internal/blobs/{self.digest}")
         whole = start == 0 and stop == self.size
         headers = {} if whole else {"Range": f"bytes={start}-{stop - 1}"}
         async with self._http.stream(

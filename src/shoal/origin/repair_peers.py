@@ -16,7 +16,7 @@ from shoal.model.digest import Digest
 from shoal.origin.bandwidth import Bandwidth
 from shoal.origin.client import OriginCluster
 from shoal.origin.local import LocalBlobs
-from shoal.origin.members import STAT, Members, url_of
+from shoal.origin.members import STAT, Members
 from shoal.origin.messages import MAX_STAT_DIGESTS, StatAnswer, StatRequest
 from shoal.origin.retention import Copy
 from shoal.origin.service import BackendTerms
@@ -165,7 +165,7 @@ class RepairPeers:
                     host,
                     self._members.http.call(
                         "POST",
-                        url_of(host, REPAIR),
+                        self._members.http.url(host, REPAIR),
                         deadline=Deadline.after(ASK_TIMEOUT),
                         json=body,
                         expect=(202,),

@@ -22,15 +22,20 @@ from shoal.proxy.readiness import Readiness
 from shoal.proxy.service import ProxyService
 from shoal.registry.app import registry_routes
 from shoal.web.server import application, deadline_of, read_json
+from shoal.web.tls import Tls
 
 
 def proxy_application(
-    service: ProxyService, custody: Custody, readiness: Readiness, config: ProxyConfig
+    service: ProxyService,
+    custody: Custody,
+    readiness: Readiness,
+    config: ProxyConfig,
+    tls: Tls | None = None,
 ) -> web.Application:
-    """Return the application that serves `service`."""
+    """Return the application that serves `service`; `tls`: how other proxies are called."""
     app = application("proxy", readiness=readiness.missing, request_timeout=config.request_timeout)
     UploadForwarding(
-        config.known_as, config.neighbours, idle_timeout=config.upload_idle_timeout
+        config.known_as, config.neighbours, idle_timeout=config.upload_idle_timeout, tls=tls
     ).install(app)
     registry_routes(app, service, service, upstreams=config.upstreams)
 

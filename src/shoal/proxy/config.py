@@ -10,7 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from shoal.config.model import Config, ServiceConfig
+from shoal.config.model import Clients, Config, ServiceConfig, TlsConfig
 from shoal.config.units import Address, Bytes, Duration, format_duration, split_address
 from shoal.queue.config import QueueConfig
 from shoal.ring.config import HostsConfig, OriginsConfig
@@ -56,10 +56,18 @@ class PushRule(Config):
         return self
 
 
+class ProxyTlsConfig(TlsConfig):
+    """As everywhere; but container clients have no certificate, as a rule."""
+
+    clients: Clients = "optional"
+
+
 class ProxyConfig(ServiceConfig):
     """One proxy."""
 
     listen: Address = "127.0.0.1:5000"
+
+    tls: ProxyTlsConfig = ProxyTlsConfig()
 
     name: Address | None = None
     """How the other proxies call this one in their `neighbours`; by default what it listens on. It

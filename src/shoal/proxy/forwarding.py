@@ -24,6 +24,7 @@ from shoal.registry.base import body_of
 from shoal.registry.ports import ClientGone, ClientStalled
 from shoal.web.deadline import Deadline
 from shoal.web.requests import deadline_of
+from shoal.web.tls import Tls
 
 FORWARDED = "Shoal-Forwarded-By"
 """Request header: the name of the proxy that handed the request on."""
@@ -63,11 +64,19 @@ _Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 class UploadForwarding:
     """Hands requests for sessions of other proxies on to them."""
 
-    def __init__(self, name: str, neighbours: Sequence[str], *, idle_timeout: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        neighbours: Sequence[str],
+        *,
+        idle_timeout: float,
+        tls: Tls | None = None,
+    ) -> None:
         """`name` and `neighbours` are ``host:port``.
 
-        `idle_timeout`: seconds for which a body may pause.
+        `idle_timeout`: seconds for which a body may pause. `tls`: how the neighbours are called.
         """
+        self._ssl = None if tls is None else tls.client
         self._name = name
         self._hosts = {name_hash(host): host for host in neighbours if host != name}
         self._idle_timeout = idle_timeout
@@ -84,7 +93,8 @@ class UploadForwarding:
             host = self._elsewhere(request)
             if host is None:
                 return await handler(request)
-            return await _Exchange(request, host, self._name, self._idle_timeout).run(self._open())
+            url = self._url(host, request)
+            return await _Exchange(request, url, self._name, self._idle_timeout).run(self._open())
 
         return forwarding
 
@@ -101,12 +111,16 @@ class UploadForwarding:
             return None
         return self._hosts.get(upload.owner)
 
+    def _url(self, host: str, request: web.Request) -> URL:
+        scheme = "http" if self._ssl is None else "https"
+        return URL(f"{scheme}://{host}{request.rel_url.raw_path_qs}", encoded=True)
+
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 # A connection for each request: on a kept one that the other side has closed
                 # meanwhile, a request would fail whose body cannot be sent again.
-                connector=aiohttp.TCPConnector(limit=0, force_close=True),
+                connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._ssl or True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=_NEVER_ADDED,
                 auto_decompress=False,
@@ -122,10 +136,9 @@ class UploadForwarding:
 class _Exchange:
     """One request on its way to another proxy, and the answer on its way back."""
 
-    def __init__(self, request: web.Request, host: str, name: str, idle_timeout: float) -> None:
+    def __init__(self, request: web.Request, url: URL, name: str, idle_timeout: float) -> None:
         self._request = request
-        self._url = URL(f"http://{host}{request.rel_url.raw_path_qs}", encoded=True)
-        self._host = host
+        self._url = url
         self._name = name
         self._idle_timeout = idle_timeout
         self._budget = deadline_of(request).remaining()
@@ -218,10 +231,10 @@ class _Exchange:
             return ClientStalled(self._sent, self._idle_timeout)
         upload = self._request.match_info["upload"]
         return Unavailable(
-            f"upload {upload} is held by the proxy {self._host}: "
+            f"upload {upload} is held by the proxy {self._url.authority}: "
             f"{_reason(error)} ({self._sent} bytes of this request were handed on); resume it when "
             "that proxy is back, or start the upload again",
-            detail={"proxy": self._host},
+            detail={"proxy": self._url.authority},
             retry_after=RETRY_AFTER,
         )
 

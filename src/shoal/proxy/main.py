@@ -23,7 +23,8 @@ from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSessions
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
-from shoal.web.server import Stop, run, serve
+from shoal.web.server import Listener, Stop, run, serve
+from shoal.web.tls import Tls
 
 
 def main(loaded: Loaded[ProxyConfig]) -> None:
@@ -38,7 +39,8 @@ def main(loaded: Loaded[ProxyConfig]) -> None:
 
 
 async def _serve(config: ProxyConfig, stop: Stop) -> None:
-    http = HttpClient(user_agent="shoal-proxy")
+    tls = Tls(config.tls)
+    http = HttpClient(user_agent="shoal-proxy", tls=tls)
     origins = OriginCluster(http, config.origins)
     index = BuildIndexClient(http, config.build_index)
     uploads = Uploads(
@@ -63,8 +65,9 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
     expiry = asyncio.create_task(uploads.expire(config.upload_ttl), name="expiry of uploads")
     await asyncio.gather(origins.start(), index.start())
     try:
-        app = proxy_application(service, custody or NoCustody(), readiness, config)
-        await serve([(app, config.listen)], stop=stop, grace=0.75 * config.shutdown_grace)
+        app = proxy_application(service, custody or NoCustody(), readiness, config, tls)
+        listener = Listener(app, config.listen, tls=tls, clients=config.tls.clients)
+        await serve([listener], stop=stop, grace=0.75 * config.shutdown_grace)
     finally:
         expiry.cancel()
         with suppress(asyncio.CancelledError):

@@ -50,7 +50,7 @@ class Neighbours:
         request = DeliverRequest([str(digest) for digest in digests])
 
         async def ask(host: str) -> None:
-            url = f"http://{host}{DELIVER_PATH}"
+            url = self._http.url(host, DELIVER_PATH)
             try:
                 answer = await self._http.call("POST", url, json=request, deadline=deadline)
                 still = answer.decode(DeliverAnswer).waiting

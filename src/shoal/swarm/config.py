@@ -8,12 +8,15 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from shoal.config.model import Config
+from shoal.config.model import Config, TlsConfig
 from shoal.config.units import Address, Bytes, Duration, Rate
 
 
 class PeerTlsConfig(Config):
-    """The certificates by which peers know each other. Both sides must prove one of the `ca`."""
+    """The certificates by which peers know each other. Both sides must prove one of the `ca`.
+
+    Where there are none, those of the service's `tls`.
+    """
 
     ca: Path | None = None
     certificate: Path | None = None
@@ -33,7 +36,8 @@ class PeerTlsConfig(Config):
         files = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
         missing = [name for name, path in files.items() if path is None]
         if self.on and missing:
-            raise ValueError(f"TLS between peers needs {' and '.join(missing)}, too")
+            hint = " (with the service's own tls it is on by itself)" if missing == [*files] else ""
+            raise ValueError(f"TLS between peers needs {' and '.join(missing)}, too{hint}")
         return self
 
 
@@ -73,6 +77,13 @@ class PeerConfig(Config):
 
     idle_timeout: Duration = 60.0
     """A connection over which nothing is wanted is closed after this."""
+
+    def within(self, tls: TlsConfig) -> PeerConfig:
+        """The same in a service with this `tls`, whose certificate peers show by default."""
+        if not tls.on or self.tls.certificate is not None or self.tls.enabled is False:
+            return self
+        files = PeerTlsConfig(ca=tls.ca, certificate=tls.certificate, key=tls.key)
+        return self.model_copy(update={"tls": files})
 
     @model_validator(mode="after")
     def _accepts_more_than_it_dials(self) -> Self:

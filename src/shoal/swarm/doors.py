@@ -64,6 +64,7 @@ class Doors:
         listener.setblocking(False)
         self._listener = listener
         self._listen()
+        self._spawn(self._security.follow())
 
     def close(self) -> None:
         """Take in nobody any more."""

@@ -12,31 +12,42 @@ from typing import Any
 
 from shoal.swarm.config import PeerTlsConfig
 from shoal.swarm.streams import PlainStream, Stream, TlsStream
+from shoal.web.tls import Certificates, why
 
 
 class Refused(ConnectionError):
     """The other side did not prove who it is, or does not speak TLS when this side does."""
 
 
-class CannotSecure(Exception):
-    """A file of the TLS config is of no use; the message is one line."""
-
-
 class Security:
     """Turns connected sockets into streams, as the config asks."""
 
     def __init__(self, config: PeerTlsConfig) -> None:
-        """Read the files; raises `CannotSecure`."""
+        """Read the files; raises `shoal.web.tls.CannotSecure`."""
+        self._certificates: Certificates | None = None
         self._dialing: ssl.SSLContext | None = None
         self._accepting: ssl.SSLContext | None = None
-        if config.on:
-            self._dialing = _context(ssl.PROTOCOL_TLS_CLIENT, config)
-            self._accepting = _context(ssl.PROTOCOL_TLS_SERVER, config)
+        if not config.on:
+            return
+        assert config.ca is not None  # noqa: S101 as `on`, and the next line
+        assert config.certificate is not None and config.key is not None  # noqa: S101, PT018
+        files = Certificates(
+            certificate=config.certificate, key=config.key, ca=config.ca, section="peer.tls"
+        )
+        # From 1.3 on: no renegotiation, and the client's certificate is not sent in the clear.
+        self._dialing = files.context(ssl.PROTOCOL_TLS_CLIENT, ssl.TLSVersion.TLSv1_3)
+        self._accepting = files.context(ssl.PROTOCOL_TLS_SERVER, ssl.TLSVersion.TLSv1_3)
+        self._certificates = files
 
     @property
     def on(self) -> bool:
         """Whether peers speak TLS."""
         return self._dialing is not None
+
+    async def follow(self) -> None:
+        """Use renewed files for new connections, until cancelled."""
+        if self._certificates is not None:
+            await self._certificates.follow()
 
     async def dialed(self, sock: socket.socket, host: str) -> Stream:
         """The stream to a host that was dialed, which proves to be that host.
@@ -91,7 +102,7 @@ async def _shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str |
         )
     except (OSError, ValueError) as error:
         plain.close()
-        raise Refused(_why(error)) from error
+        raise Refused(why(error)) from error
     try:
         while True:
             try:
@@ -104,7 +115,7 @@ async def _shake_hands(sock: socket.socket, context: ssl.SSLContext, host: str |
                 return TlsStream(secured)
     except OSError as error:
         secured.close()
-        raise Refused(_why(error)) from error
+        raise Refused(why(error)) from error
     except BaseException:
         secured.close()
         raise
@@ -122,36 +133,3 @@ async def _ready(add: Any, remove: Any, fd: int) -> None:
         await ready
     finally:
         remove(fd)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not accepted: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        reason = (error.reason or str(error)).replace("_", " ").lower()
-        if reason in {"wrong version number", "http request", "record layer failure"}:
-            return "it does not speak TLS, and this side demands it"
-        return f"no TLS handshake: {reason}"
-    return f"no TLS handshake: {error}"
-
-
-def _context(protocol: int, config: PeerTlsConfig) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    # From 1.3 on: no renegotiation, and the client's certificate is not sent in the clear.
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    if protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0
-    assert config.ca is not None and config.certificate is not None  # noqa: S101, PT018 `on`
-    try:
-        context.load_verify_locations(config.ca)
-    except (OSError, ssl.SSLError) as error:
-        raise CannotSecure(f'cannot use {config.ca} (config key "peer.tls.ca"): {error}') from error
-    try:
-        context.load_cert_chain(config.certificate, config.key)
-    except (OSError, ssl.SSLError) as error:
-        raise CannotSecure(
-            f"cannot use {config.certificate} with the key {config.key} "
-            f'(config keys "peer.tls.certificate", "peer.tls.key"): {error}'
-        ) from error
-    return context

@@ -259,7 +259,7 @@ class TrackerClient:
         body = None if request is None else msgspec.json.encode(request)
         try:
             answer = await self._http.call(
-                method, f"http://{host}{path}", deadline=deadline, headers=headers, data=body
+                method, self._http.url(host, path), deadline=deadline, headers=headers, data=body
             )
         except (Unreachable, Overloaded):
             self._health.failed(host, self._clock())

@@ -17,7 +17,8 @@ from shoal.tracker.store import MemoryStore, SwarmStore
 from shoal.tracker.swarms import Swarms
 from shoal.web.client import HttpClient
 from shoal.web.logs import configure
-from shoal.web.server import Stop, application, run, serve
+from shoal.web.server import Listener, Stop, application, run, serve
+from shoal.web.tls import Tls
 
 
 def main(loaded: Loaded[TrackerConfig]) -> None:
@@ -32,7 +33,8 @@ def main(loaded: Loaded[TrackerConfig]) -> None:
 
 
 async def _serve(config: TrackerConfig, stop: Stop) -> None:
-    http = HttpClient(user_agent="shoal-tracker")
+    tls = Tls(config.tls)
+    http = HttpClient(user_agent="shoal-tracker", tls=tls)
     ring = config.origins
     origins = OriginCluster(http, ring)
     watch = OriginWatch(http, origins.listed)
@@ -54,7 +56,8 @@ async def _serve(config: TrackerConfig, stop: Stop) -> None:
     await origins.start()
     await asyncio.gather(watch.start(), store.start())
     try:
-        await serve([(app, config.listen)], stop=stop, grace=config.shutdown_grace)
+        listener = Listener(app, config.listen, tls=tls, clients=config.tls.clients)
+        await serve([listener], stop=stop, grace=config.shutdown_grace)
     finally:
         await watch.stop()
         await metainfos.close()

@@ -95,7 +95,7 @@ class OriginWatch:
             await self._ask(host)
 
     async def _ask(self, host: str) -> None:
-        url = f"http://{host}/internal/peer"
+        url = self._http.url(host, "/internal/peer")
         try:
             answer = await self._http.call("GET", url, deadline=Deadline.after(TIMEOUT))
             peer = answer.decode(PeerInfo)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import ssl
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from shoal.store.threads import in_thread, open_file
 from shoal.web.deadline import HEADER, Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Rejected, Unreachable
 from shoal.web.file_request import STALL_TIMEOUT, BadAnswer, Pace, request_with_file
+from shoal.web.tls import Tls, why
 
 MAX_BODY = 16 * 1024 * 1024
 """Most bytes of an answer that `HttpClient.call` takes into memory."""
@@ -91,13 +93,27 @@ class HttpClient:
     """The HTTP client of one process: keep-alive, no redirects, no limit but the deadline."""
 
     def __init__(
-        self, *, user_agent: str, connect_timeout: float = 3.0, limit_per_host: int = 64
+        self,
+        *,
+        user_agent: str,
+        tls: Tls | None = None,
+        connect_timeout: float = 3.0,
+        limit_per_host: int = 64,
     ) -> None:
+        """`tls`: how the services of this cluster are called, that is those of `url`.
+
+        Without it https is as everywhere: the system's CAs, and no certificate of this side.
+        """
+        self._ssl = None if tls is None else tls.client
         self._user_agent = user_agent
         self._connect_timeout = connect_timeout
         self._limit_per_host = limit_per_host
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
+
+    def url(self, host: str, path: str) -> str:
+        """The URL of a path at another service (``host:port``) of this cluster."""
+        return f"{'http' if self._ssl is None else 'https'}://{host}{path}"
 
     async def call(
         self,
@@ -206,7 +222,8 @@ class HttpClient:
     ) -> Answer:
         """Send the first `size` bytes of a file (path, or descriptor that stays open) as the body.
 
-        The bytes go from the page cache to the socket by sendfile, over a connection of their own;
+        The bytes go from the page cache to the socket by sendfile (read and encrypted here, where
+        the URL is one of https), over a connection of their own;
         `pace`, if given, is waited for before each part. An answer that comes before all is sent
         ends the sending. Raises as `call` does.
         """
@@ -225,6 +242,7 @@ class HttpClient:
                         connect_timeout=self._connect_timeout,
                         stall_timeout=stall_timeout,
                         pace=pace,
+                        tls=self._ssl,
                     )
         finally:
             if not isinstance(file, int):
@@ -246,7 +264,10 @@ class HttpClient:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
-                    limit=0, limit_per_host=self._limit_per_host, keepalive_timeout=30
+                    limit=0,
+                    limit_per_host=self._limit_per_host,
+                    keepalive_timeout=30,
+                    ssl=True if self._ssl is None else self._ssl,
                 ),
                 headers={"User-Agent": self._user_agent},
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -281,8 +302,12 @@ def _dropped(error: aiohttp.ClientError) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientConnectorError):
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
         error = error.os_error
+    if isinstance(error, ssl.SSLError):
+        return why(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

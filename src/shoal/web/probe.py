@@ -28,7 +28,7 @@ async def silent(
 
     async def ask(host: str) -> bool:
         try:
-            await http.call("GET", f"http://{host}{path}", deadline=deadline)
+            await http.call("GET", http.url(host, path), deadline=deadline)
         except CallFailed as error:
             why[host] = error.detail
             return False

@@ -14,6 +14,8 @@ from typing import Literal, NoReturn
 
 import structlog
 
+from shoal.web.tls import CannotSecure
+
 log = structlog.get_logger()
 
 _WHY = {
@@ -40,13 +42,13 @@ def run(
 ) -> None:
     """Run a service until it returns. SIGTERM and SIGINT set its `Stop`; the second one kills.
 
-    Exits with status 1, after one clear line, when an address cannot be listened on, and after a
-    traceback when the service fails.
+    Exits with status 1, after one clear line, when an address cannot be listened on or a file of
+    the TLS config is of no use, and after a traceback when the service fails.
     """
     with asyncio.Runner(loop_factory=_loop_factory(loop)) as runner:
         try:
             runner.run(_with_signals(service_main))
-        except CannotListen as error:
+        except (CannotListen, CannotSecure) as error:
             _exit(str(error))
         except OSError as error:
             if error.errno not in _WHY:

@@ -13,8 +13,11 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from shoal.config.model import Clients
 from shoal.config.units import join_address, split_address
+from shoal.web.gate import guard
 from shoal.web.process import CannotListen, Stop, notify
+from shoal.web.tls import Tls
 
 READ_BUFFER = 256 * 1024
 """Bytes of a request's body that wait for its handler; the sender waits beyond about twice that."""
@@ -23,6 +26,12 @@ KEEP_ALIVE = 75.0
 """Seconds after which a connection without a whole request is closed."""
 
 BACKLOG = 1024
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds that a client has for the handshake of TLS."""
+
+FAREWELL_TIMEOUT = 1.0
+"""Seconds that the end of a TLS connection waits for the other side to say so, too."""
+
 CANCEL_GRACE = 1.0
 """Seconds that a request has to clean up after it was cancelled."""
 
@@ -33,11 +42,21 @@ log = structlog.get_logger()
 
 
 class Listener(NamedTuple):
-    """An application, the address it is served on, and the config key of that address."""
+    """An application, the address it is served on, and the config key of that address.
+
+    With TLS (`Tls.on`), `clients` without a certificate may do what `shoal.web.gate` says.
+    """
 
     app: web.Application
     address: str
     key: str = "listen"
+    tls: Tls | None = None
+    clients: Clients = "required"
+
+    @property
+    def secured(self) -> bool:
+        """Whether it speaks TLS."""
+        return self.tls is not None and self.tls.on
 
 
 async def serve(
@@ -50,9 +69,24 @@ async def serve(
     async with listening(listeners, grace=grace) as addresses:
         log.info("listening", addresses=", ".join(addresses))
         notify("READY=1")
-        await stop.wait()
+        await _until(stop, {listener.tls for listener in map(_listener, listeners)})
         notify("STOPPING=1")
         log.info("stopping")
+
+
+async def _until(stop: Stop, followed: set[Tls | None]) -> None:
+    """Wait for the stop; until then follow the files of certificates."""
+    following = [asyncio.create_task(tls.follow()) for tls in followed if tls is not None]
+    try:
+        await stop.wait()
+    finally:
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+
+
+def _listener(entry: Listener | tuple[web.Application, str]) -> Listener:
+    return Listener(*entry)
 
 
 _TURNS_TO_BEGIN = 3
@@ -70,7 +104,9 @@ async def listening(
     accepting: list[asyncio.Server] = []
     try:
         for entry in listeners:
-            listener = Listener(*entry)
+            listener = _listener(entry)
+            if listener.secured:
+                guard(listener.app, listener.clients)
             runner = web.AppRunner(
                 listener.app,
                 read_bufsize=READ_BUFFER,
@@ -92,8 +128,17 @@ async def listening(
 async def _listen(runner: web.AppRunner, listener: Listener) -> asyncio.Server:
     host, port = split_address(listener.address)
     loop = asyncio.get_running_loop()
+    tls: dict[str, Any] = {}
+    if listener.tls is not None and listener.secured:
+        tls = {
+            "ssl": listener.tls.server,
+            "ssl_handshake_timeout": HANDSHAKE_TIMEOUT,
+            "ssl_shutdown_timeout": FAREWELL_TIMEOUT,
+        }
     try:
-        return await loop.create_server(cast("Any", runner.server), host, port, backlog=BACKLOG)
+        return await loop.create_server(
+            cast("Any", runner.server), host, port, backlog=BACKLOG, **tls
+        )
     except OSError as error:
         raise CannotListen(listener.address, listener.key, error) from error
 

@@ -50,6 +50,9 @@ class Origins:
         self.open = 0
         self.all_asked = asyncio.Event()
 
+    def url(self, host: str, path: str) -> str:
+        return f"http://{host}{path}"
+
     @asynccontextmanager
     async def stream(
         self, _method: str, url: str, *, headers: dict[str, str], **_: Any
