@@ -7,10 +7,9 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
-import trustme
 
 from shoal.swarm.config import PeerTlsConfig
 from shoal.swarm.peers import PeerInfo, new_peer_id
