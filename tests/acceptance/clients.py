@@ -18,6 +18,7 @@ from tests.acceptance.images import OCI, Content, Image
 from tests.acceptance.sandbox import Sandbox
 
 _INSECURE: Final = "--tls-verify=false"
+_DESTINATION_INSECURE: Final = "--dest-tls-verify=false"
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,19 @@ class Skopeo:
         self._sandbox = sandbox
         self._folders = _fresh_folders(sandbox.folder)
 
-    def push(self, image: Image, reference: Reference, *, credentials: str = "") -> str:
-        """Push the image; `credentials` are ``user:password``."""
+    def push(
+        self,
+        image: Image,
+        reference: Reference,
+        *,
+        credentials: str = "",
+        certificates: Path | None = None,
+    ) -> str:
+        """Push the image; `credentials` are ``user:password``.
+
+        `certificates`: a folder with ``ca.crt``, by which the registry is checked, and, for those
+        who have one, a certificate of their own (``client.cert`` and ``client.key``).
+        """
         folder = next(self._folders)
         if image.host.manifest.media_type == OCI.manifest:
             source = f"oci:{image.write_oci(folder / 'image', 'pushed')}:pushed"
@@ -86,7 +98,11 @@ class Skopeo:
             source = f"dir:{image.write_dir(folder / 'image')}"
         digest_file = folder / "digest"
         login = ["--dest-creds", credentials] if credentials else []
-        self._copy("--digestfile", str(digest_file), *login, source, f"docker://{reference}")
+        secured = [] if certificates is None else ["--dest-cert-dir", str(certificates)]
+        self._copy(
+            *("--digestfile", str(digest_file), *login, source, f"docker://{reference}"),
+            destination=secured or [_DESTINATION_INSECURE],
+        )
         return digest_file.read_text()
 
     def pull(self, reference: Reference) -> Pulled:
@@ -136,9 +152,9 @@ class Skopeo:
         tags: list[str] = json.loads(out)["Tags"]
         return tags
 
-    def _copy(self, *arguments: str) -> None:
-        insecure = ["--src-tls-verify=false", "--dest-tls-verify=false"]
-        self._sandbox.run("skopeo", "copy", "--all", *insecure, *arguments)
+    def _copy(self, *arguments: str, destination: Sequence[str] = (_DESTINATION_INSECURE,)) -> None:
+        verify = ["--src-tls-verify=false", *destination]
+        self._sandbox.run("skopeo", "copy", "--all", *verify, *arguments)
 
 
 class _ContainersStorage(ABC):

@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
+from ssl import SSLContext
 from typing import Any, Final
 from urllib.error import HTTPError
 from urllib.parse import urlencode
-from urllib.request import ProxyHandler, Request, build_opener
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 from tests.acceptance.clients import Reference
 
@@ -38,11 +39,16 @@ def ask(
     *,
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
+    tls: SSLContext | None = None,
 ) -> Answer:
-    """Send a request; a status from 400 on is an answer like any other."""
+    """Send a request; a status from 400 on is an answer like any other.
+
+    `tls`: whom to trust, and the certificate to show, where the URL is one of https.
+    """
     request = Request(url, data=body, headers=dict(headers or {}), method=method)
+    opener = _OPENER if tls is None else build_opener(ProxyHandler({}), HTTPSHandler(context=tls))
     try:
-        with _OPENER.open(request, timeout=_TIMEOUT) as answer:
+        with opener.open(request, timeout=_TIMEOUT) as answer:
             return Answer(answer.status, answer.headers, answer.read())
     except HTTPError as error:
         with error:
