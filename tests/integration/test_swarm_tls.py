@@ -92,8 +92,8 @@ async def test_a_certificate_of_another_authority_is_refused(
     stage: Stage, authority: Authority, tmp_path: Path, which: str
 ) -> None:
     foreign = Authority(tmp_path, "foreign")
-    # It trusts the cluster's authority; only what it shows is of another.
-    impostor = foreign.tls()["tls"] | {"ca": authority.file}
+    # It trusts the cluster's authority, too; only what it shows is of another.
+    impostor = foreign.tls()["tls"] | {"ca": foreign.file_with(authority)}
     settings = {"seed": authority.tls(), "leecher": authority.tls()} | {which: {"tls": impostor}}
     seed = await stage.seed(CONTENT, **settings["seed"])
     leecher = await stage.host(**settings["leecher"])

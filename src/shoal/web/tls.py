@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
+from prometheus_client import Gauge
 
 from shoal.config.model import TlsConfig
 from shoal.store.threads import in_thread
@@ -16,6 +18,15 @@ LOOK_EVERY = 10.0
 """Seconds between two looks whether the files have changed."""
 
 log = structlog.get_logger()
+
+_EXPIRES = Gauge(
+    "shoal_certificate_expires_seconds",
+    "When the certificate that is shown to others expires, in seconds of the epoch.",
+    ["section"],
+)
+
+_AS_CLIENT = ssl.PROTOCOL_TLS_CLIENT
+_AS_SERVER = ssl.PROTOCOL_TLS_SERVER
 
 _Stamp = tuple[tuple[int, int, int], ...]
 
@@ -28,17 +39,20 @@ class Certificates:
     """The files of one section of a config, and the contexts that were made of them."""
 
     def __init__(self, *, certificate: Path, key: Path, ca: Path, section: str) -> None:
-        """`section` is what the config calls it (``tls``), for errors and the log."""
+        """`section` is what the config calls it (``tls``), for errors and the log.
+
+        Raises `CannotSecure`.
+        """
         self._files = {"certificate": certificate, "key": key, "ca": ca}
         self._section = section
         self._contexts: list[ssl.SSLContext] = []
         self._loaded = self._stamp()
+        self._prove()
 
     def context(self, protocol: int, minimum: ssl.TLSVersion) -> ssl.SSLContext:
         """A context that shows the certificate and demands one of the `ca`.
 
-        It stays up to date by `reread`. `protocol` is one of ``ssl.PROTOCOL_TLS_*``. Raises
-        `CannotSecure`.
+        It stays up to date by `reread`. `protocol` is one of ``ssl.PROTOCOL_TLS_*``.
         """
         context = ssl.SSLContext(protocol)
         context.minimum_version = minimum
@@ -60,7 +74,7 @@ class Certificates:
         now = self._stamp()
         if now == self._loaded:
             return False
-        self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        self._prove()
         for context in self._contexts:
             self._load(context)
         self._loaded = now
@@ -94,6 +108,33 @@ class Certificates:
             else:
                 stamps.append((found.st_ino, found.st_mtime_ns, found.st_size))
         return tuple(stamps)
+
+    def _prove(self) -> None:
+        """See that others of the same `ca` will accept the certificate, as a server and a client.
+
+        It shakes hands with itself, in memory.
+        """
+        near, far = (ssl.SSLContext(side) for side in (_AS_CLIENT, _AS_SERVER))
+        # Any certificate is meant for some host; which it is, those who call it will see.
+        near.check_hostname = False
+        far.verify_mode = ssl.CERT_REQUIRED
+        for context in (near, far):
+            self._load(context)
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = near.wrap_bio(back, there)
+        server = far.wrap_bio(there, back, server_side=True)
+        try:
+            for side in (client, server, client, server):
+                with suppress(ssl.SSLWantReadError):
+                    side.do_handshake()
+        except ssl.SSLError as error:
+            raise CannotSecure(
+                f'nobody who trusts {self._files["ca"]} (config key "{self._section}.ca") accepts '
+                f'{self._files["certificate"]} (config key "{self._section}.certificate"): '
+                f"{_reason(error)}"
+            ) from error
+        shown = client.getpeercert() or {}
+        _EXPIRES.labels(self._section).set(ssl.cert_time_to_seconds(str(shown["notAfter"])))
 
     def _load(self, context: ssl.SSLContext) -> None:
         for name in self._files:
@@ -176,6 +217,8 @@ def why(error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
     if isinstance(error, OSError) and error.strerror:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoal.agent.config import AgentConfig
 from shoal.cluster.layout import BLOCK, Layout, LayoutError, Shape, lay_out, merge
 from shoal.cluster.roles import ROLES
 
@@ -145,3 +146,36 @@ def test_merging_keeps_what_is_not_named_and_replaces_lists() -> None:
     base = {"a": {"x": 1, "y": [1, 2]}, "b": 2}
     assert merge(base, {"a": {"y": [3]}, "c": 4}) == {"a": {"x": 1, "y": [3]}, "b": 2, "c": 4}
     assert base == {"a": {"x": 1, "y": [1, 2]}, "b": 2}
+
+
+def test_addresses_of_services_with_a_certificate_are_called_over_https() -> None:
+    tls = {"certificate": "/x.crt", "key": "/x.key", "ca": "/ca.pem"}
+    over = {"origin": {"tls": tls}, "agent": {"tls": tls}}
+    layout = lay_out(Shape(), DATA, 20000, over)
+    (first, *_) = layout.of("origin")
+    assert first.readiness_url.startswith("https://127.0.0.1:")
+    assert first.ca == "/ca.pem"
+    assert layout.of("proxy")[0].url().startswith("http://")
+    assert layout.of("proxy")[0].ca is None
+    assert lay_out(Shape(), DATA, 20000, {"origin": {"tls": None}}).of("origin")[0].ca is None
+
+
+@pytest.mark.parametrize(
+    "listen,registry,scheme",
+    [
+        ("127.0.0.1:9", None, "http"),
+        ("127.0.0.1:9", True, "https"),
+        ("0.0.0.0:9", None, "https"),
+        ("0.0.0.0:9", False, "http"),
+    ],
+)
+def test_the_layout_knows_what_an_agents_registry_speaks(
+    listen: str, registry: bool | None, scheme: str
+) -> None:
+    tls = {"certificate": "/x.crt", "key": "/x.key", "ca": "/ca.pem", "registry": registry}
+    over = {"agent-0": {"listen": listen, "tls": tls}}
+    agent = lay_out(Shape(), DATA, 20000, over).of("agent")[0]
+    assert agent.url() == f"{scheme}://127.0.0.1:9"
+    assert agent.url("admin").startswith("https://")
+    config = AgentConfig.model_validate(agent.config)
+    assert config.registry_tls == (scheme == "https")

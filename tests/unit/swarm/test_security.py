@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from shoal.config.model import TlsConfig
 from shoal.swarm.config import PeerConfig, PeerTlsConfig
 from shoal.swarm.security import names
 
@@ -78,6 +79,17 @@ def test_tls_with_a_file_missing_is_no_config(missing: str) -> None:
 def test_tls_without_any_file_is_no_config() -> None:
     with pytest.raises(ValidationError, match="needs ca and certificate and key"):
         PeerTlsConfig(enabled=True)
+
+
+def test_peers_have_the_certificate_of_their_service_unless_told_otherwise() -> None:
+    names = {"ca": "ca.pem", "certificate": "host.pem", "key": "host.key"}
+    service, own = TlsConfig.model_validate(names), {"ca": "a", "certificate": "b", "key": "c"}
+    assert PeerConfig().within(service).tls == PeerTlsConfig.model_validate(names)
+    assert not PeerConfig().within(TlsConfig()).tls.on
+    off = PeerConfig.model_validate({"tls": {"enabled": False}})
+    assert not off.within(service).tls.on
+    other = PeerConfig.model_validate({"tls": own})
+    assert other.within(service).tls == PeerTlsConfig.model_validate(own)
 
 
 def test_a_peer_that_dials_as_many_as_it_accepts_is_no_config() -> None:

@@ -9,12 +9,14 @@ import shutil
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
 from shoal.agent.config import AgentTlsConfig
@@ -119,6 +121,29 @@ def test_a_key_of_another_certificate_is_named(authority: Authority) -> None:
     with pytest.raises(CannotSecure, match=r"is not that of the certificate") as raised:
         of(good | {"key": other["key"]})
     assert other["key"] in str(raised.value)
+
+
+def test_a_certificate_that_nobody_would_accept_is_refused_at_the_start(
+    authority: Authority, tmp_path: Path
+) -> None:
+    strange = Authority(tmp_path, "strange")
+    with pytest.raises(CannotSecure, match=r"accepts.*unable to get local issuer") as raised:
+        of(authority.files() | {"ca": str(strange.file)})
+    assert str(strange.file) in str(raised.value)
+    expired = authority.files()
+    certificate, key = Path(expired["certificate"]), Path(expired["key"])
+    authority.issue(certificate, key, not_after=datetime.now(UTC) - timedelta(days=1))
+    with pytest.raises(CannotSecure, match="has expired"):
+        of(expired)
+
+
+def test_a_metric_says_when_the_certificate_expires(authority: Authority) -> None:
+    files = authority.files()
+    of(files)
+    certificate = x509.load_pem_x509_certificate(Path(files["certificate"]).read_bytes())
+    assert REGISTRY.get_sample_value(
+        "shoal_certificate_expires_seconds", {"section": "tls"}
+    ) == pytest.approx(certificate.not_valid_after_utc.timestamp(), abs=1)
 
 
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(authority: Authority) -> None:
@@ -383,10 +408,11 @@ def test_a_new_ca_is_trusted_beside_the_old_one(authority: Authority, tmp_path: 
     tls = of(authority.files())
     assert tls.client is not None
 
+    both = authority.file_with(successor)
+
     async def call(theirs: Authority) -> bool:
-        both = {"ca": str(authority.file)}
         async with (
-            served(*routes(), tls=of(theirs.files() | both)) as address,
+            served(*routes(), tls=of(theirs.files() | {"ca": str(both)})) as address,
             client(tls) as http,
         ):
             try:
@@ -396,7 +422,7 @@ def test_a_new_ca_is_trusted_beside_the_old_one(authority: Authority, tmp_path: 
             return True
 
     assert not asyncio.run(call(successor))
-    authority.file.write_bytes(authority.file.read_bytes() + successor.file.read_bytes())
+    shutil.copy(both, authority.file)
     assert tls._certificates is not None
     assert tls._certificates.reread()
     assert not tls._certificates.reread()
