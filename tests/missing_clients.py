@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "docker": ("dockerd", "containerd", "runc", "docker"),
     "busybox": ("busybox",),
     "nginx": ("nginx",),
+    "openssl": ("openssl",),
     "redis": ("redis-server",),
     "docker-registry": ("docker-registry",),
     "postgresql": ("initdb", "postgres"),

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -19,7 +21,9 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
+from shoal.config.model import TlsConfig
 from shoal.model.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from shoal.web.tls import Tls
 from tests.authority import Authority
 from tests.cluster import RunningCluster
 
@@ -238,3 +242,30 @@ def test_a_service_does_not_start_with_a_file_that_is_of_no_use(
         f'cannot use {gone} (config key "tls.ca"): No such file or directory'
     )
     assert "Traceback" not in ended.stderr
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "operations" / "tls.md").read_text()
+
+
+@pytest.mark.client("openssl")
+def test_the_certificates_of_the_recipe_are_taken(tmp_path: Path) -> None:
+    recipe = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
+    subprocess.run(
+        ["bash", "-euc", recipe], cwd=tmp_path, check=True, capture_output=True, timeout=60
+    )
+    host = tmp_path / "o1.example"
+    files = {"ca": tmp_path / "ca.pem", "certificate": f"{host}.pem", "key": f"{host}.key"}
+
+    tls = Tls(TlsConfig.model_validate(files))
+
+    # Also by those who are as strict as clients come.
+    strict = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    strict.verify_flags |= ssl.VERIFY_X509_STRICT
+    assert tls.server is not None
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = strict.wrap_bio(back, there, server_hostname="o1.example")
+    server = tls.server.wrap_bio(there, back, server_side=True)
+    for side in (client, server, client, server):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    assert ("DNS", "o1.example") in (client.getpeercert() or {})["subjectAltName"]

@@ -35,7 +35,8 @@ class PeerTlsConfig(Config):
     def _is_whole(self) -> Self:
         files = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
         missing = [name for name, path in files.items() if path is None]
-        if self.on and missing:
+        partial = self.enabled is not False and len(missing) < len(files)
+        if missing and (self.on or partial):
             hint = " (with the service's own tls it is on by itself)" if missing == [*files] else ""
             raise ValueError(f"TLS between peers needs {' and '.join(missing)}, too{hint}")
         return self

@@ -68,7 +68,7 @@ def test_tls_is_on_as_soon_as_there_is_a_certificate() -> None:
     assert not PeerTlsConfig().on
 
 
-@pytest.mark.parametrize("missing", ["ca", "key"])
+@pytest.mark.parametrize("missing", ["ca", "certificate", "key"])
 def test_tls_with_a_file_missing_is_no_config(missing: str) -> None:
     files = {"ca": "ca.pem", "certificate": "host.pem", "key": "host.key"}
     del files[missing]
