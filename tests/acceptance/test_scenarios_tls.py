@@ -29,12 +29,17 @@ def authority(folder: Path) -> Authority:
 
 @pytest.fixture(scope="module")
 def secured(folder: Path, authority: Authority) -> Iterator[RunningCluster]:
-    """A cluster with certificates, of whose two proxies the second demands them of its clients."""
+    """A cluster with certificates.
+
+    Of its two proxies the second demands them of its clients; the registry of its second agent
+    speaks TLS, too.
+    """
     config = {role: authority.tls() for role in ROLES}
     config["proxy-0"] = authority.tls()
     config["proxy-1"] = {"tls": authority.files() | {"clients": "required"}}
+    config["agent-1"] = {"tls": {"registry": True}}
     with RunningCluster.start(
-        folder / "secured", agents=1, config=config, options=["--proxies", "2"]
+        folder / "secured", agents=2, config=config, options=["--proxies", "2"]
     ) as cluster:
         yield cluster
 
@@ -72,7 +77,7 @@ def certificates(tmp_path: Path, authority: Authority) -> Path:
 
 
 @pytest.mark.client("skopeo")
-def test_an_image_is_pushed_over_tls_and_pulled_from_the_agent(
+def test_an_image_is_pushed_over_tls_and_pulled_from_agents(
     secured: RunningCluster, skopeo: Skopeo, certificates: Path
 ) -> None:
     image = build("over tls")
@@ -80,8 +85,10 @@ def test_an_image_is_pushed_over_tls_and_pulled_from_the_agent(
 
     digest = skopeo.push(image, reference, certificates=certificates)
 
-    pulled = skopeo.pull(reference.at(secured.agents[0].registry))
-    assert (pulled.digest, pulled.diff_ids) == (digest, image.host.diff_ids)
+    assert [agent.registry.partition(":")[0] for agent in secured.agents] == ["http", "https"]
+    for agent in secured.agents:
+        pulled = skopeo.pull(reference.at(agent.registry))
+        assert (pulled.digest, pulled.diff_ids) == (digest, image.host.diff_ids)
 
 
 @pytest.mark.client("skopeo")

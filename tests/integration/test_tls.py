@@ -13,8 +13,11 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPSConnection, RemoteDisconnected
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -242,6 +245,48 @@ def test_a_service_does_not_start_with_a_file_that_is_of_no_use(
         f'cannot use {gone} (config key "tls.ca"): No such file or directory'
     )
     assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
+    """A web server with a certificate of a public authority: its URL, its folder, and the CA."""
+    public = Authority(tmp_path, "public")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        public.ca.issue_cert("127.0.0.1").configure_cert(context)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{server.server_port}", folder, public.file
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_backend_is_checked_as_everywhere_and_not_by_the_ca_of_the_cluster(
+    authority: Authority,
+    elsewhere: tuple[str, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, folder, ca = elsewhere
+    # What OpenSSL takes for the system's CAs.
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+    content = os.urandom(100_000)
+    file = folder / sha256(content).replace(":", "/")
+    file.parent.mkdir()
+    file.write_bytes(content)
+    config = {role: authority.tls() for role in ROLES}
+    backend = {"match": ".*", "kind": "http", "url": url, "blob_path": "{algorithm}/{hex}"}
+    config["origin"] |= {"backends": [backend]}
+    with RunningCluster.start(tmp_path / "behind", origins=1, agents=0, config=config) as cluster:
+        blob = f"{cluster.origins[0]}/namespace/{NAME}/blobs/{sha256(content)}"
+        status, _, body = Client(authority.client()).ask("GET", blob)
+        assert (status, body) == (200, content)
 
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations" / "tls.md").read_text()

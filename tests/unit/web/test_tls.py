@@ -32,6 +32,7 @@ from shoal.web.tls import CannotSecure, Tls
 from tests.authority import Authority
 from tests.unit.web_loopback import loops, served, wire
 
+SOURCES = Path(module.__file__).parents[1]
 CONTENT = bytes(range(256)) * 40_000
 DIGEST = Digest.of(CONTENT)
 CHANGES = ("POST", "PUT", "PATCH", "DELETE")
@@ -158,6 +159,13 @@ def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked(authority: Autho
     )
     with pytest.raises(CannotSecure, match=r'"tls\.key".*passphrase'):
         of(good)
+
+
+def test_no_service_decides_by_itself_how_another_one_is_called() -> None:
+    """`HttpClient.url` knows the scheme."""
+    for role in ("proxy", "origin", "tracker", "buildindex", "agent", "web"):
+        for file in (SOURCES / role).glob("*.py"):
+            assert "http://{" not in file.read_text(), file
 
 
 # -- the gate ---------------------------------------------------------------------------------
