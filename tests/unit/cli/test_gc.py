@@ -210,3 +210,17 @@ def test_hosts_are_found_by_dns_as_the_services_find_them(tmp_path: Path) -> Non
         dns.records = {}
         with pytest.raises(ConfigError, match='cannot find the hosts of "build_index"'):
             load_targets(config)
+
+
+@pytest.mark.parametrize(
+    "tls,said",
+    [
+        ("{ca: /gone/ca.pem}", 'bad value in section "tls"'),
+        ("{ca: /gone/ca.pem, certificate: c, key: k}", r'"tls\.certificate"'),
+    ],
+)
+def test_certificates_that_are_of_no_use_are_named(tmp_path: Path, tls: str, said: str) -> None:
+    config = tmp_path / "service.yaml"
+    config.write_text(f"origins: {{hosts: ['o:1']}}\nbuild_index: {{hosts: ['b:1']}}\ntls: {tls}\n")
+    with pytest.raises(ConfigError, match=said):
+        load_targets(config)
