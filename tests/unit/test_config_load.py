@@ -9,7 +9,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from shoal.config.load import ConfigError, Loaded, load
-from shoal.config.model import Config, ServiceConfig
+from shoal.config.model import Config, ServiceConfig, TlsConfig
 from shoal.config.units import Address, Bytes, Duration
 
 
@@ -69,6 +69,7 @@ def test_every_value_knows_its_origin_and_the_environment_wins(file: Path) -> No
         "listen": "default",
         "log.level": "environment SHOAL_BUILD_INDEX__LOG__LEVEL",
         "log.format": "default",
+        **{f"tls.{key}": "default" for key in TlsConfig.model_fields},
         "shutdown_grace": "default",
         "data_dir": f"file {file}",
         "origins.hosts": f"file {file}",
@@ -117,7 +118,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_known_one(file: P
         f'unknown key "write_quorum" in {file}: did you mean "origins.write_quorum"?',
         (
             f'unknown key "qqq" in {file}: known here are backup, data_dir, fancy, limit, listen, '
-            "log, origins, shutdown_grace, timeout, zone"
+            "log, origins, shutdown_grace, timeout, tls, zone"
         ),
     )
 
