@@ -235,7 +235,7 @@ class Members:
         if batches is None:
             batches = Batches(
                 partial(self._all_owing_at, host),
-                url_of(host, OWED),
+                self.http.url(host, OWED),
                 most=MAX_STAT_DIGESTS,
                 timeout=ASK_TIMEOUT,
             )
