@@ -18,11 +18,12 @@ from shoal.model.digest import Digest
 from shoal.swarm import bits as bitset
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.config import PeerConfig
+from shoal.swarm.drops import Drop
 from shoal.swarm.metainfo import Metainfo, PieceHasher
 from shoal.swarm.node import SeedingPlan, SwarmNode
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.swarm.pieces import PieceFile, SharedFile
-from shoal.swarm.traffic import Traffic
+from shoal.swarm.traffic import Refusal, Traffic
 from shoal.swarm.wire import VERSION, Decoder, Hello, Message, Open, Piece, encode
 
 PIECE = 4096
@@ -172,6 +173,23 @@ class Host:
 
     def received_from(self, source: Host | Actor) -> int:
         return self.traffic.bytes_received[source.peer.id]
+
+    def dropped(self, why: Drop) -> float:
+        """Peers that this process dropped for a reason: the metric counts all its hosts."""
+        return float(self.traffic._dropped[why]._value.get())
+
+    @property
+    def wrong_pieces(self) -> float:
+        """Wrong pieces that this process received."""
+        return float(self.traffic.wrong_pieces._value.get())
+
+    def refused(self, why: Refusal) -> float:
+        """Peers that this process turned away for a reason."""
+        return float(self.traffic._refused[why]._value.get())
+
+    def keeps_away(self, source: Host | Actor) -> bool:
+        """Whether a peer is not dialed."""
+        return not self.node.neighbours.bans.may_be_dialed(source.peer.address, self.node.now())
 
     @property
     def sent_in_all(self) -> int:
@@ -337,8 +355,16 @@ class Stage:
         self._puppets.append(puppet)
         return puppet
 
-    async def puppet(self, play: Callable[[Puppet], Awaitable[None]]) -> Actor:
-        """A puppet that others can dial; `play` is run with each connection, after the hellos."""
+    async def puppet(
+        self,
+        play: Callable[[Puppet], Awaitable[None]],
+        *,
+        name: Callable[[], str] | None = None,
+    ) -> Actor:
+        """A puppet that others can dial; `play` is run with each connection, after the hellos.
+
+        `name`: gives the id that it says each time, if it is another than it is known by.
+        """
         actor = Actor(PeerInfo(new_peer_id(), "127.0.0.1", 1))
 
         async def perform(puppet: Puppet) -> None:
@@ -353,9 +379,10 @@ class Stage:
 
         def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             actor.connections += 1
-            task = asyncio.get_running_loop().create_task(
-                perform(Puppet(reader, writer, actor.peer))
-            )
+            me = actor.peer
+            if name is not None:
+                me = PeerInfo(name(), me.host, me.port)
+            task = asyncio.get_running_loop().create_task(perform(Puppet(reader, writer, me)))
             self._plays.add(task)
             task.add_done_callback(self._played)
 

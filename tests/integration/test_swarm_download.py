@@ -345,7 +345,8 @@ async def test_dialing_each_other_at_once_ends_in_one_connection(stage: Stage) -
         await asyncio.gather(one.whole(content), other.whole(content))
         ours, theirs = one.node.links[other.peer.id], other.node.links[one.peer.id]
         assert ours.dialed != theirs.dialed
-        await until(lambda: not one.node._strangers and not other.node._strangers)  # noqa: B023
+        both = one.node.neighbours.strangers, other.node.neighbours.strangers
+        await until(lambda: not any(both))  # noqa: B023
         assert not ours.closed
         assert not theirs.closed
 

@@ -13,12 +13,13 @@ import pytest
 
 from shoal.model.digest import Digest
 from shoal.swarm import bits as bitset
-from shoal.swarm.link import MAX_REPEATS
+from shoal.swarm.drops import Drop
+from shoal.swarm.floods import REPEATS
 from shoal.swarm.metainfo import MAX_PIECE, Metainfo, PieceHasher, piece_size_for
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.swarm.pieces import PieceFile, SharedFile
 from shoal.swarm.wire import HEADER, VERSION, Have, Hello, Open, Piece, Ping, Pong, Request
-from tests.integration.swarm_hosts import PATIENCE, Host, Puppet, Stage, pieces, until
+from tests.integration.swarm_hosts import PATIENCE, Puppet, Stage, pieces, until
 
 CONTENT = pieces(30)
 
@@ -27,10 +28,6 @@ CONTENT = pieces(30)
 async def stage(tmp_path: Path) -> AsyncGenerator[Stage]:
     async with Stage(tmp_path) as it:
         yield it
-
-
-def breaches(host: Host) -> float:
-    return float(host.traffic.breaches._value.get())
 
 
 # -- give next to nothing
@@ -79,7 +76,7 @@ async def test_a_peer_that_trickles_on_is_dropped_and_its_memory_is_free(stage: 
     leecher = await stage.host(request_timeout=1.5)
     leecher.leech(content, [trickling])
     await until(lambda: leecher.node.links)
-    await until(lambda: leecher.node.bans.holds(trickling.peer.id, leecher.node.now()))
+    await until(lambda: leecher.keeps_away(trickling))
     assert leecher.node.links == {}
     assert leecher.node._buffers._used == 0
     done.set()
@@ -103,13 +100,13 @@ async def test_a_peer_that_asks_for_the_same_piece_for_ever_is_dropped(stage: St
     puppet = await stage.dial(host)
     puppet.open(CONTENT)
     await puppet.hear(Open)
-    before = breaches(host)
-    for _ in range(CONTENT.count + MAX_REPEATS + 1):
+    before = host.dropped(Drop.FLOOD)
+    for _ in range(CONTENT.count + REPEATS + 1):
         puppet.say(Request(0, 7))
         await puppet.hear_piece()
     puppet.say(Request(0, 7))
     await puppet.dropped()
-    assert breaches(host) == before + 1
+    assert host.dropped(Drop.FLOOD) == before + 1
 
 
 async def test_a_peer_that_asks_twice_before_it_got_gets_it_once(stage: Stage) -> None:
@@ -143,23 +140,23 @@ async def test_an_index_that_no_blob_has_ends_the_connection(
     puppet = await stage.dial(host)
     puppet.open(CONTENT)
     await puppet.hear(Open)
-    before = breaches(host)
+    before = host.dropped(Drop.PROTOCOL)
     length = CONTENT.metainfo.length(0) if kind == 8 else 0
     puppet.say_raw(HEADER.pack(kind, 0, 0, 0, index % 2**32, length))
     await puppet.dropped()
-    assert breaches(host) == before + 1
+    assert host.dropped(Drop.PROTOCOL) == before + 1
 
 
 async def test_a_peer_that_opens_more_than_memory_is_meant_for_is_dropped(stage: Stage) -> None:
     host = await stage.host()
     host.shelf.hold = asyncio.Event()
     puppet = await stage.dial(host)
-    before = breaches(host)
+    before = host.dropped(Drop.PROTOCOL)
     bits = bytes(1 << 17)
     for channel in range(40):
         puppet.say(Open(channel, Digest.of(str(channel).encode()), 1 << 20, bits))
     await puppet.dropped()
-    assert breaches(host) == before + 1
+    assert host.dropped(Drop.PROTOCOL) == before + 1
     host.shelf.hold.set()
 
 
@@ -167,11 +164,11 @@ async def test_pieces_shown_before_the_blob_is_looked_up_must_be_its_pieces(stag
     host = await stage.seed(CONTENT)
     host.shelf.hold = asyncio.Event()
     puppet = await stage.dial(host)
-    before = breaches(host)
+    before = host.dropped(Drop.PROTOCOL)
     puppet.open(CONTENT)
     puppet.say(Have(0, CONTENT.count))
     await puppet.dropped()
-    assert breaches(host) == before + 1
+    assert host.dropped(Drop.PROTOCOL) == before + 1
     host.shelf.hold.set()
 
 

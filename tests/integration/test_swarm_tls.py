@@ -7,18 +7,18 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from shoal.swarm.config import PeerTlsConfig
+from shoal.swarm.drops import Drop
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.swarm.security import Security
 from shoal.swarm.streams import TlsStream
 from shoal.swarm.wire import VERSION, Hello, Open, Ping, Pong, Request
 from shoal.web.tls import CannotSecure
 from tests.authority import Authority
-from tests.integration.swarm_hosts import PATIENCE, Host, Puppet, Stage, pieces, until
+from tests.integration.swarm_hosts import PATIENCE, Puppet, Stage, pieces, until
 
 CONTENT = pieces(40, piece_size=64 * 1024)
 
@@ -32,10 +32,6 @@ async def stage(tmp_path: Path) -> AsyncGenerator[Stage]:
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
-
-
-def refused(host: Host, why: Literal["full", "tls", "identity"]) -> float:
-    return float(host.traffic._refused[why]._value.get())
 
 
 async def test_a_blob_comes_over_tls_and_is_passed_on(stage: Stage, authority: Authority) -> None:
@@ -97,11 +93,11 @@ async def test_a_certificate_of_another_authority_is_refused(
     settings = {"seed": authority.tls(), "leecher": authority.tls()} | {which: {"tls": impostor}}
     seed = await stage.seed(CONTENT, **settings["seed"])
     leecher = await stage.host(**settings["leecher"])
-    before = refused(seed, "tls")
+    before = seed.refused("tls")
     blob = leecher.leech(CONTENT, [seed])
-    await until(lambda: not blob.candidates and not leecher.node._dialing)
+    await until(lambda: not blob.candidates and not leecher.node.neighbours.dialing)
     assert leecher.node.links == seed.node.links == {}
-    assert refused(seed, "tls") > before
+    assert seed.refused("tls") > before
     blob.add_peers([(await stage.seed(CONTENT, **authority.tls())).peer])
     if which == "seed":
         await leecher.whole(CONTENT)
@@ -109,13 +105,13 @@ async def test_a_certificate_of_another_authority_is_refused(
 
 async def test_whoever_shows_no_certificate_is_refused(stage: Stage, authority: Authority) -> None:
     host = await stage.seed(CONTENT, **authority.tls())
-    before = refused(host, "tls")
+    before = host.refused("tls")
     # From TLS 1.3 on, the client learns of it with its first read.
     puppet = await stage.dial(host, security=authority.client(host=None), greet=False)
     with pytest.raises((ssl.SSLError, ConnectionError)):
         await puppet.reader.readexactly(1)
-    await until(lambda: refused(host, "tls") == before + 1)
-    assert not host.node._strangers
+    await until(lambda: host.refused("tls") == before + 1)
+    assert not host.node.neighbours.strangers
 
 
 async def test_a_server_whose_certificate_names_another_host_is_refused(
@@ -124,34 +120,34 @@ async def test_a_server_whose_certificate_names_another_host_is_refused(
     wrong = await stage.seed(CONTENT, **authority.tls("other.example"))
     right = await stage.seed(CONTENT, **authority.tls())
     leecher = await stage.host(**authority.tls())
-    before = refused(leecher, "tls")
+    before = leecher.refused("tls")
     await leecher.fetch(CONTENT, [wrong, right])
     assert wrong.peer.id not in leecher.node.links
-    assert refused(leecher, "tls") > before
+    assert leecher.refused("tls") > before
 
 
 async def test_a_client_that_says_it_is_another_host_is_refused(
     stage: Stage, authority: Authority
 ) -> None:
     host = await stage.seed(CONTENT, **authority.tls())
-    before = refused(host, "identity")
+    before = host.refused("identity")
     puppet = await stage.dial(host, security=authority.client(host="127.0.0.1"), greet=False)
     puppet.say(Hello(VERSION, PeerInfo(new_peer_id(), "10.9.8.7", 5012)))
     await puppet.dropped()
-    assert refused(host, "identity") == before + 1
+    assert host.refused("identity") == before + 1
     assert host.node.links == {}
 
 
 async def test_a_plain_peer_is_refused_by_one_with_tls(stage: Stage, authority: Authority) -> None:
     host = await stage.seed(CONTENT, **authority.tls())
-    before = refused(host, "tls")
+    before = host.refused("tls")
     puppet = await stage.dial(host, greet=False)
     puppet.say(Hello(VERSION, puppet.peer))
     await puppet.dropped()
-    assert refused(host, "tls") == before + 1
+    assert host.refused("tls") == before + 1
     plain = await stage.host()
     blob = plain.leech(CONTENT, [host])
-    await until(lambda: not blob.candidates and not plain.node._dialing)
+    await until(lambda: not blob.candidates and not plain.node.neighbours.dialing)
     assert host.node.links == plain.node.links == {}
 
 
@@ -159,12 +155,12 @@ async def test_a_peer_with_tls_is_refused_by_a_plain_one(
     stage: Stage, authority: Authority
 ) -> None:
     plain, secured = await stage.seed(CONTENT), await stage.host(**authority.tls())
-    breaches = plain.traffic.breaches._value.get()
+    before = plain.dropped(Drop.PROTOCOL)
     blob = secured.leech(CONTENT, [plain])
-    await until(lambda: not blob.candidates and not secured.node._dialing)
-    await until(lambda: not plain.node._strangers)
+    await until(lambda: not blob.candidates and not secured.node.neighbours.dialing)
+    await until(lambda: not plain.node.neighbours.strangers)
     assert secured.node.links == plain.node.links == {}
-    assert plain.traffic.breaches._value.get() == breaches + 1
+    assert plain.dropped(Drop.PROTOCOL) == before + 1
 
 
 async def test_a_handshake_that_hangs_ends_in_time_and_lets_others_in(
@@ -173,13 +169,13 @@ async def test_a_handshake_that_hangs_ends_in_time_and_lets_others_in(
     host = await stage.seed(
         CONTENT, **authority.tls(), handshake_timeout=0.3, max_accepted=3, max_dialed=1
     )
-    before = refused(host, "tls")
+    before = host.refused("tls")
     hanging = [await stage.dial(host, greet=False) for _ in range(3)]
     crowded = await stage.dial(host, greet=False)
     assert await crowded.dropped() == []
     for puppet in hanging:
         assert await puppet.dropped() == []
-    assert refused(host, "tls") == before + 3
+    assert host.refused("tls") == before + 3
     await (await stage.host(**authority.tls())).fetch(CONTENT, [host])
 
 
@@ -196,7 +192,7 @@ async def test_a_handshake_that_hangs_at_the_other_side_is_given_up(
     leecher = await stage.host(**authority.tls(), handshake_timeout=0.3)
     seed = await stage.seed(CONTENT, **authority.tls())
     blob = leecher.node.leech(leecher.file(CONTENT), [peer])
-    await until(lambda: not blob.candidates and not leecher.node._dialing)
+    await until(lambda: not blob.candidates and not leecher.node.neighbours.dialing)
     blob.add_peers([seed.peer])
     await leecher.whole(CONTENT)
     done.set()

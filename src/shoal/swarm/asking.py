@@ -10,6 +10,7 @@ from typing import Any
 
 from shoal.model.digest import Digest
 from shoal.swarm.blob import BlobSwarm
+from shoal.swarm.drops import Drop
 from shoal.swarm.link import Link
 from shoal.swarm.pace import Intake
 from shoal.swarm.traffic import Traffic
@@ -32,7 +33,7 @@ class Asking:
         intake: Intake,
         now: Callable[[], float],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
-        keep_away: Callable[[Link, str], None],
+        keep_away: Callable[[Link, Drop, str], None],
     ) -> None:
         self._links = links
         self._blobs = blobs
@@ -144,12 +145,13 @@ class Asking:
         elif link.trickle.noticed(now):
             self._stalled(link, now)
         elif link.trickle.hopeless(now):
-            self._keep_away(link, "it sends next to nothing of a piece")
+            self._keep_away(link, Drop.TRICKLE, "it sends next to nothing of a piece")
 
     def _stalled(self, link: Link, now: float) -> None:
         self._traffic.stalls.inc()
         if link.pace.punish(now) >= _MAX_STRIKES:
-            self._keep_away(link, "it sent nothing of what it was asked for, again and again")
+            reason = "it sent nothing of what it was asked for, again and again"
+            self._keep_away(link, Drop.STALLED, reason)
             return
         self._release(link)
 

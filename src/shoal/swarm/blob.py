@@ -188,15 +188,16 @@ class BlobSwarm:
             self._introduce(self.picker, link)
             self.node.fill(link)
 
-    def on_have(self, link: Link, index: int) -> None:
-        """A peer has, or shows, one more piece."""
-        if self.links.get(link.id) is not link:
-            return
+    def on_have(self, link: Link, index: int) -> bool:
+        """A peer has, or shows, one more piece; False when that was known."""
+        if self.links.get(link.id) is not link or self._have[link.id] >> index & 1:
+            return False
         self._have[link.id] |= 1 << index
         if self.seeding is not None:
             self._show(link, self.seeding.has(link.id, index))
         if self.picker is not None and self.picker.peer_has(link.id, index):
             self.node.fill(link)
+        return True
 
     def on_request(self, link: Link, index: int) -> None:
         """A peer wants a piece."""

@@ -16,6 +16,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
+from shoal.swarm.drops import Drop
+from shoal.swarm.floods import Flood
 from shoal.swarm.limits import Share
 from shoal.swarm.pieces import SharedFile
 from shoal.swarm.streams import Stream
@@ -43,7 +45,7 @@ class Handler(Protocol):
 
     def on_piece_sent(self, piece: Piece) -> None: ...
 
-    def on_closed(self, reason: str) -> None: ...
+    def on_closed(self, reason: str, why: Drop | None) -> None: ...
 
 
 @dataclass(slots=True)
@@ -101,6 +103,8 @@ class Connection:
         self._writing = False
         self._closed = False
         self.last_progress_out = self._loop.time()
+        self.taken = 0
+        """Bytes that the other side's socket has taken."""
         self._loop.add_reader(self._fd, self._readable)
 
     def is_closed(self) -> bool:
@@ -122,7 +126,7 @@ class Connection:
         self._control.append(frame)
         self._control_bytes += len(frame)
         if self._control_bytes > _MAX_UNSENT_CONTROL:
-            self.close("it does not read what it is sent")
+            self.close("it does not read what it is sent", Drop.UNREAD)
             return
         self._flush_soon()
 
@@ -155,6 +159,11 @@ class Connection:
     def paused(self) -> bool:
         """It waits for memory or a rate limit on this side, not for the other side."""
         return self._paused is not None or self._held_in
+
+    @property
+    def held(self) -> bool:
+        """It waits for this side's rate limit before more is sent."""
+        return self._held_out
 
     def stuck_since(self) -> float | None:
         """Since when the other side has taken nothing of what waits for it."""
@@ -204,6 +213,7 @@ class Connection:
                 more = self._sending is not None and self._egress is None
                 sent = self.stream.send(self._head, more=more)
                 self._head = self._head[sent:]
+                self.taken += sent
             elif self._sending is not None:
                 if not self._send_slice(self._sending):
                     return _Out.HELD
@@ -246,6 +256,7 @@ class Connection:
             self.close("a file became shorter while it was sent")
             return True
         self._left -= sent
+        self.taken += sent
         if self._egress is not None:
             self._granted_out -= sent
         if self._left == 0:
@@ -285,7 +296,7 @@ class Connection:
                 self._watch_writable(watched=True)
             return
         except ProtocolError as error:
-            self.close(f"protocol error: {error}")
+            self.breached(error)
             return
         except OSError as error:
             self.close(f"receiving failed: {error}")
@@ -355,12 +366,20 @@ class Connection:
                 self._loop.add_reader(self._fd, self._readable)
                 self._read_what_is_buffered()
         except ProtocolError as error:
-            self.close(f"protocol error: {error}")
+            self.breached(error)
 
     # -- end
 
-    def close(self, reason: str) -> None:
-        """Close at once; what is queued is dropped. The handler is told once."""
+    def breached(self, error: ProtocolError) -> None:
+        """Close, since the other side does not keep to the protocol."""
+        why = Drop.FLOOD if isinstance(error, Flood) else Drop.PROTOCOL
+        self.close(f"protocol error: {error}", why)
+
+    def close(self, reason: str, why: Drop | None = None) -> None:
+        """Close at once; what is queued is dropped. The handler is told once.
+
+        `why`: it is the other side's fault.
+        """
         if self.is_closed():
             return
         self._closed = True
@@ -373,7 +392,7 @@ class Connection:
         if self._sending is not None:
             self._sending.file.release()
         self._pieces.clear()
-        self._handler.on_closed(reason)
+        self._handler.on_closed(reason, why)
 
     def _give_back_grants(self) -> None:
         if self._ingress is not None:

@@ -31,18 +31,20 @@ class Doors:
         config: PeerConfig,
         traffic: Traffic,
         *,
+        welcome: Callable[[str], bool],
         has_room: Callable[[int], bool],
         enter: Callable[[Stream], None],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
-        """`has_room`: whether one more is let in, given how many stand in the door.
+        """`welcome`: whether anybody is let in from an address.
 
-        `enter`: takes a stream that was accepted. `spawn`: runs work until the node stops. Raises
-        `CannotSecure`.
+        `has_room`: whether one more is let in, given how many stand in the door. `enter`: takes a
+        stream that was accepted. `spawn`: runs work until the node stops. Raises `CannotSecure`.
         """
         self._config = config
         self._traffic = traffic
         self._security = Security(config.tls)
+        self._welcome = welcome
         self._has_room = has_room
         self._enter = enter
         self._spawn = spawn
@@ -95,6 +97,10 @@ class Doors:
             loop = asyncio.get_running_loop()
             loop.remove_reader(self._listener.fileno())
             loop.call_later(_ACCEPT_PAUSE, self._listen)
+            return
+        if not self._welcome(address[0]):
+            self._traffic.refused("kept_away")
+            sock.close()
             return
         if not self._has_room(self._entering):
             self._traffic.refused("full")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +15,8 @@ import structlog
 from shoal.model.digest import Digest
 from shoal.swarm.config import PeerConfig
 from shoal.swarm.connection import Connection
+from shoal.swarm.drops import Drop
+from shoal.swarm.floods import Flood, Floods
 from shoal.swarm.limits import Share
 from shoal.swarm.metainfo import Metainfo
 from shoal.swarm.meter import Meter
@@ -51,22 +53,10 @@ MAX_QUEUED = 256
 MAX_OPENING = 1024
 """Blobs that a peer may have opened and that are still being looked up here."""
 
-
-MAX_REPEATS = 64
-"""Pieces sent a second time to one peer, beyond the number that the blob has."""
-
 MAX_OPENING_BYTES = 4 * 1024 * 1024
 """Bits of the blobs that a peer may have opened and that are still being looked up here."""
 
 _names = itertools.count()
-
-
-@dataclass(slots=True)
-class _Given:
-    """The pieces of a blob that a peer was sent, and how many of them more than once."""
-
-    pieces: int = 0
-    count: int = 0
 
 
 @dataclass(slots=True)
@@ -89,7 +79,7 @@ class SharedBlob(Protocol):
     share: Share
 
     def shown_at_first(self) -> tuple[bytes, bool]: ...
-    def on_have(self, link: Link, index: int) -> None: ...
+    def on_have(self, link: Link, index: int) -> bool: ...
     def on_request(self, link: Link, index: int) -> None: ...
     def on_reject(self, link: Link, index: int) -> None: ...
     def on_piece(self, link: Link, index: int, payload: memoryview) -> bool: ...
@@ -99,7 +89,7 @@ class SharedBlob(Protocol):
 class Uploads(Protocol):
     """What the peers have asked for, as the links see it."""
 
-    def ask(self, link: Link, blob: SharedBlob, index: int) -> None: ...
+    def ask(self, link: Link, blob: SharedBlob, index: int) -> bool: ...
     def cancel(self, link: Link, blob: SharedBlob, index: int) -> bool: ...
     def drop(self, link: Link, blob: SharedBlob) -> None: ...
     def sent(self, link: Link) -> None: ...
@@ -127,16 +117,19 @@ class Endpoint(Protocol):
     def on_greeted(self, link: Link, peer: PeerInfo) -> None: ...
     def on_open(self, link: Link, message: Open) -> None: ...
     def on_damaged(self, digest: Digest, index: int) -> None: ...
-    def on_closed(self, link: Link, reason: str) -> None: ...
+    def on_closed(self, link: Link, reason: str, why: Drop | None) -> None: ...
 
 
 class Link:
     """One peer. Says hello at once; everything else waits for the other side's hello."""
 
-    def __init__(self, node: Endpoint, stream: Stream, *, dialed: bool) -> None:
+    def __init__(self, node: Endpoint, stream: Stream, *, dialed: str | None) -> None:
+        """`dialed`: where the peer was dialed (`host:port`); None when it came by itself."""
         self.node = node
         self.name = f"link-{next(_names)}"
-        self.dialed = dialed
+        self._dialed = dialed
+        self.dropped = False
+        """It was counted as dropped, and its peer is kept away if it is to be."""
         self.peer: PeerInfo | None = None
         self.pace = Pace(limit=node.config.pipeline, timeout=node.config.request_timeout)
         self.blobs: dict[SharedBlob, int] = {}
@@ -150,7 +143,7 @@ class Link:
         self._checking: set[tuple[SharedBlob, int]] = set()
         self._due: Counter[tuple[SharedBlob, int]] = Counter()
         """Pieces that may still come: asked for, cancelled ones included."""
-        self._given: defaultdict[SharedBlob, _Given] = defaultdict(_Given)
+        self._floods = Floods()
         self.received = Meter()
         self.sent = Meter()
         self._next_channel = 0
@@ -168,18 +161,39 @@ class Link:
         return self.peer.id
 
     @property
+    def dialed(self) -> bool:
+        """Whether this side dialed."""
+        return self._dialed is not None
+
+    @property
+    def place(self) -> str:
+        """Where the peer listens: where it was dialed, or what it says; known after its hello."""
+        if self._dialed is not None:
+            return self._dialed
+        return self.peer.address if self.peer is not None else ""
+
+    @property
+    def address(self) -> str:
+        """The address that the connection goes to or comes from."""
+        return self.connection.stream.remote
+
+    @property
     def closed(self) -> bool:
         """The connection is no more."""
         return self.connection.is_closed()
 
-    def close(self, reason: str) -> None:
-        """Close the connection."""
-        self.connection.close(reason)
+    def close(self, reason: str, why: Drop | None = None) -> None:
+        """Close the connection. `why`: it is the peer's fault, and counted."""
+        self.connection.close(reason, why)
+
+    def breached(self, error: ProtocolError) -> None:
+        """Close the connection, since the peer does not keep to the protocol."""
+        self.connection.breached(error)
 
     def greet_within(self, seconds: float) -> None:
         """Close the connection unless the peer says who it is in time."""
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(seconds, self.close, "no handshake in time")
+        timer = loop.call_later(seconds, self.close, "no handshake in time", Drop.HANDSHAKE)
         self.greeted.add_done_callback(lambda _: timer.cancel())
 
     @property
@@ -195,7 +209,7 @@ class Link:
             return
         channel = self._next_channel
         if channel >= MAX_CHANNELS:
-            self.close("out of channels")
+            self.close("out of channels", Drop.CHANNELS)
             return
         self._next_channel += 1
         self.blobs[blob] = channel
@@ -208,7 +222,6 @@ class Link:
         channel = self.blobs.pop(blob, None)
         if channel is not None:
             self._ours.pop(channel, None)
-            self._given.pop(blob, None)
             self.node.uploads.drop(self, blob)
             if self.connection.drop(channel):
                 self.node.uploads.sent(self)
@@ -282,6 +295,8 @@ class Link:
                 self._on_cancel(self._their_blob(channel, index), index)
             case Reject(channel, index):
                 blob = self._their_blob(channel, index)
+                if not self._due[blob, index]:
+                    self._in_vain()
                 self._no_longer_due(blob, index)
                 blob.on_reject(self, index)
 
@@ -303,24 +318,33 @@ class Link:
                 if blob is not None:
                     self.blobs.pop(blob, None)
                     blob.on_gone(self)
+                else:
+                    self._in_vain()
             case Close(channel):
-                self._opening.pop(channel, None)
+                opening = self._opening.pop(channel, None)
                 blob = self._theirs.pop(channel, None)
                 if blob is not None:
                     blob.on_gone(self)
                     self.detach(blob)
                     for key in [key for key in self._due if key[0] is blob]:
                         del self._due[key]
+                elif opening is None:
+                    self._in_vain()
             case Ping():
+                self._in_vain()
                 self.connection.send(Pong())
             case _:
-                pass
+                self._in_vain()
+
+    def _in_vain(self) -> None:
+        self._floods.in_vain(self.node.now())
 
     def opened(self, blob: SharedBlob, channel: int) -> int | None:
         """A blob that the peer opened is open here: the pieces that it has got since.
 
-        None when it has closed it meanwhile.
+        None when it has closed it meanwhile. Raises `Flood` when it opens and closes on and on.
         """
+        self._floods.opened(blob.digest, blob.count, self.node.now())
         opening = self._opening.pop(channel, None)
         if opening is None:
             return None
@@ -328,11 +352,9 @@ class Link:
         return opening.fresh
 
     def refuse(self, channel: int) -> None:
-        """A blob that the peer opened is not here."""
+        """A blob that the peer opened is not here; raises `Flood` when few of all are."""
+        self._floods.absent(self.node.now())
         if self._opening.pop(channel, None) is not None:
-            if len(self._refused) >= MAX_CHANNELS:
-                self.close("it asks for too many blobs that are not here")
-                return
             self._refused.add(channel)
             self.connection.send(Unknown(channel))
 
@@ -341,9 +363,14 @@ class Link:
         if opening is not None:
             if index >= opening.count:
                 raise ProtocolError(f"piece {index} of a blob opened with {opening.count}")
+            news = not opening.fresh >> index & 1
             opening.fresh |= 1 << index
-        elif channel not in self._refused:
-            self._their_blob(channel, index).on_have(self, index)
+        else:
+            news = channel not in self._refused and self._their_blob(channel, index).on_have(
+                self, index
+            )
+        if not news:
+            self._in_vain()
 
     def _their_blob(self, channel: int, index: int) -> SharedBlob:
         blob = self._theirs.get(channel)
@@ -359,10 +386,12 @@ class Link:
         if queued + len(self._checking) >= MAX_QUEUED:
             raise ProtocolError(f"more than {MAX_QUEUED} pieces asked for at once")
         if blob not in self.blobs or (blob, index) in self._checking:
+            self._in_vain()
             return
         blob.on_request(self, index)
         if blob.pieces.verified >> index & 1:
-            self.node.uploads.ask(self, blob, index)
+            if not self.node.uploads.ask(self, blob, index):
+                self._in_vain()
         else:
             self._checking.add((blob, index))
             self.node.spawn(self._check_and_give(blob, index))
@@ -383,22 +412,25 @@ class Link:
         if right:
             self.node.uploads.ask(self, blob, index)
             return
+        if claimed:
+            self.node.on_damaged(blob.digest, index)
         channel = self.blobs.get(blob)
         if channel is not None:
             self.connection.send(Reject(channel, index))
-        if claimed:
-            self.node.on_damaged(blob.digest, index)
+        try:
+            self._in_vain()
+        except Flood as error:
+            self.breached(error)
 
     def give(self, blob: SharedBlob, index: int) -> bool:
         """Send a piece, whose turn it is; False when there is nothing to send any more."""
         channel = self.blobs.get(blob)
         if channel is None or self.closed:
             return False
-        again = self._given[blob]
-        again.count += again.pieces >> index & 1
-        again.pieces |= 1 << index
-        if again.count > blob.count + MAX_REPEATS:
-            self.close("protocol error: it asks for the same pieces over and over")
+        try:
+            self._floods.given(blob.digest, blob.count, index, self.node.now())
+        except Flood as error:
+            self.breached(error)
             return False
         start, stop = blob.metainfo.span(index)
         piece = Piece(channel, index, stop - start)
@@ -406,6 +438,8 @@ class Link:
         return not self.closed
 
     def _on_cancel(self, blob: SharedBlob, index: int) -> None:
+        # Even one that comes in time: asking and cancelling in turns brings nobody anything.
+        self._in_vain()
         self._checking.discard((blob, index))
         if self.node.uploads.cancel(self, blob, index):
             return
@@ -456,8 +490,8 @@ class Link:
         self.node.traffic.sent(self.peer, piece.length)
         self.node.uploads.sent(self)
 
-    def on_closed(self, reason: str) -> None:
-        """The connection is no more."""
+    def on_closed(self, reason: str, why: Drop | None) -> None:
+        """The connection is no more; `why`: by the peer's fault."""
         if self.connection.payload is not None:
             self.node.give_back_memory(self.connection.payload)
         if not self.greeted.done():
@@ -470,8 +504,7 @@ class Link:
         self._opening.clear()
         self._checking.clear()
         self._due.clear()
-        self._given.clear()
         self.node.uploads.leave(self)
         for blob in attached:
             blob.on_gone(self)
-        self.node.on_closed(self, reason)
+        self.node.on_closed(self, reason, why)

@@ -14,19 +14,16 @@ import structlog
 
 from shoal.model.digest import Digest
 from shoal.swarm.asking import Asking
-from shoal.swarm.bans import Bans
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.buffers import Buffers
 from shoal.swarm.config import PeerConfig
-from shoal.swarm.doors import Doors
+from shoal.swarm.drops import Drop
 from shoal.swarm.link import Link
+from shoal.swarm.neighbours import Neighbours
 from shoal.swarm.pace import Intake
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.pieces import PieceFile
-from shoal.swarm.security import speaks_for
 from shoal.swarm.seeding import Seeding
-from shoal.swarm.slots import LinkPolicy, Standing
-from shoal.swarm.streams import Stream
 from shoal.swarm.throttle import throttle
 from shoal.swarm.traffic import Traffic
 from shoal.swarm.turns import Turns
@@ -49,9 +46,6 @@ _CREDIT_BYTES = 8 * 1024 * 1024
 
 _AHEAD = 32
 """Pieces that a seed shows all leechers of a blob in advance."""
-
-_SILENT = 1.0
-"""Seconds for a hello when there is no room for others."""
 
 _MAX_WISHES = 1024
 """Blobs that a peer asked for in vain and is told of when they are here."""
@@ -97,7 +91,6 @@ class SwarmNode:
         self.provider = provider
         self.traffic = Traffic()
         self.rng = random.Random(seed)
-        self.links: dict[str, Link] = {}
         self.blobs: dict[Digest, BlobSwarm] = {}
         self.executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="pieces")
         self.turns = Turns(_THREADS)
@@ -105,21 +98,14 @@ class SwarmNode:
         self._buffers = Buffers(config.buffers)
         self._starved: deque[Link] = deque()
         self._wishes: dict[Digest, set[Link]] = {}
-        self._strangers: set[Link] = set()
-        self._dialing: set[str] = set()
-        self._renamed: dict[tuple[str, int, str], str] = {}
-        """Who answered where another id was expected: a process that was started anew."""
         self._opening: dict[Digest, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.ingress = throttle(config.ingress, config.per_blob)
         self.egress = throttle(config.egress, config.per_blob)
         self.uploads = UploadQueue(self.now)
         self.intake = Intake()
-        self.bans = Bans()
-        self._policy = LinkPolicy(max_dialed=config.max_dialed, max_accepted=config.max_accepted)
-        self._doors = Doors(
-            config, self.traffic, has_room=self._has_room, enter=self._enter, spawn=self.spawn
-        )
+        self.neighbours = Neighbours(self)
+        self.links = self.neighbours.links
         self._asking = Asking(
             self.links,
             self.blobs,
@@ -127,7 +113,7 @@ class SwarmNode:
             intake=self.intake,
             now=self.now,
             spawn=self.spawn,
-            keep_away=self.keep_away,
+            keep_away=self.neighbours.keep_away,
         )
 
     def now(self) -> float:
@@ -138,29 +124,27 @@ class SwarmNode:
 
     async def start(self) -> None:
         """Listen; raises OSError when the address is taken."""
-        self._doors.open()
+        self.neighbours.doors.open()
         self.spawn(self._janitor())
 
     @property
     def listening(self) -> bool:
         """Whether peers can connect."""
-        return self._doors.port > 0
+        return self.neighbours.doors.port > 0
 
     @property
     def port(self) -> int:
         """The port listened on; 0 when there is none."""
-        return self._doors.port
+        return self.neighbours.doors.port
 
     @property
     def secured(self) -> bool:
         """Whether peers speak TLS."""
-        return self._doors.secured
+        return self.neighbours.doors.secured
 
     async def stop(self) -> None:
         """Close everything."""
-        self._doors.close()
-        for link in (*self.links.values(), *self._strangers):
-            link.close("this side stops")
+        self.neighbours.close("this side stops")
         self.uploads.stop()
         for throttle_ in (self.ingress, self.egress):
             if throttle_ is not None:
@@ -236,22 +220,22 @@ class SwarmNode:
 
     async def _look_up(self, link: Link, message: Open) -> None:
         digest = message.digest
-        if digest not in self.blobs:
+        if digest not in self.blobs and not link.closed:
             if digest not in self._opening:
                 self._opening[digest] = self.spawn(self._open_here(digest))
             await asyncio.wait([self._opening[digest]])
         blob = self.blobs.get(digest)
         if link.closed:
             return
-        if blob is None:
+        try:
+            if blob is not None:
+                blob.on_open(link, message)
+                return
             if link.refused < _MAX_WISHES:
                 self._wishes.setdefault(digest, set()).add(link)
             link.refuse(message.channel)
-            return
-        try:
-            blob.on_open(link, message)
         except ProtocolError as error:
-            link.close(f"protocol error: {error}")
+            link.breached(error)
 
     async def _open_here(self, digest: Digest) -> None:
         """Take part in a blob if it is on this host."""
@@ -268,149 +252,27 @@ class SwarmNode:
     # -- peers
 
     def connect(self, blob: BlobSwarm) -> None:
-        """Get links to a blob's candidates, up to the number that one blob may dial."""
-        linked = 0
-        for peer in tuple(blob.candidates.values()):
-            link = self._link_to(peer)
-            if link is not None:
-                link.attach(blob)
-                linked += 1
-        wanted = self._policy.to_dial(linked)
-        for peer in tuple(blob.candidates.values()):
-            if wanted <= 0:
-                return
-            if self._link_to(peer) is not None or self.bans.holds(peer.id, self.now()):
-                continue
-            wanted -= 1
-            if peer.id not in self._dialing:
-                self._dialing.add(peer.id)
-                self.spawn(self._dial(peer))
-
-    def _link_to(self, peer: PeerInfo) -> Link | None:
-        """The link to a peer; also when it was started anew since the tracker heard of it."""
-        link = self.links.get(peer.id)
-        if link is None and (now_called := self._renamed.get((peer.host, peer.port, peer.id))):
-            link = self.links.get(now_called)
-        return link
-
-    async def _dial(self, peer: PeerInfo) -> None:
-        link = None
-        try:
-            async with asyncio.timeout(self.config.handshake_timeout):
-                link = self._begin(await self._doors.dial(peer), dialed=True)
-                greeted = await link.greeted
-            if greeted.id != peer.id:
-                self._renamed[peer.host, peer.port, peer.id] = greeted.id
-        except (OSError, TimeoutError) as error:
-            if link is not None:
-                link.close("no handshake in time")
-            log.info("peer not reached", peer=peer.address, error=repr(error))
-        finally:
-            self._dialing.discard(peer.id)
-        for blob in tuple(self.blobs.values()):
-            if peer.id not in blob.candidates:
-                continue
-            if link is not None and not link.closed:
-                link.attach(blob)
-            elif peer.id not in self.links:
-                del blob.candidates[peer.id]
-                self.connect(blob)
-
-    def _begin(self, stream: Stream, *, dialed: bool) -> Link:
-        link = Link(self, stream, dialed=dialed)
-        self._strangers.add(link)
-        return link
-
-    def _has_room(self, entering: int) -> bool:
-        """Whether one more connection can be taken in; perhaps another one makes room."""
-        accepted = [link for link in self.links.values() if not link.dialed]
-        strangers = [link for link in self._strangers if not link.dialed]
-        if self._policy.has_room(len(accepted) + len(strangers) + entering):
-            return True
-        standings = [
-            Standing(
-                link.id,
-                link.since,
-                link.last_wanted,
-                bool(link.pace.in_flight or link.connection.pieces_queued)
-                or self.uploads.waiting(link) > 0,
-            )
-            for link in accepted
-        ]
-        peer = self._policy.make_room(standings, self.now())
-        if peer is not None:
-            self.links[peer].close("room is made for another peer")
-            return True
-        # Whoever connects and says nothing must not keep others out for as long as it may.
-        oldest = min(strangers, key=lambda link: link.since, default=None)
-        if oldest is None or self.now() - oldest.since < _SILENT:
-            return False
-        oldest.close("no handshake while others wait")
-        return True
-
-    def _enter(self, stream: Stream) -> None:
-        link = self._begin(stream, dialed=False)
-        link.greet_within(self.config.handshake_timeout)
+        """Get links to a blob's candidates, as many as the policy allows."""
+        self.neighbours.connect(blob)
 
     def on_greeted(self, link: Link, peer: PeerInfo) -> None:
         """A peer has said who it is."""
-        if peer.id == self.peer.id or self.bans.holds(peer.id, self.now()):
-            link.close("it is this process itself, or kept away")
-            return
-        if not speaks_for(link.connection.stream, peer.host):
-            self.traffic.refused("identity")
-            log.warning("peer refused", peer=peer.host, reason="its certificate names other hosts")
-            link.close(f"its certificate does not name {peer.host}, which it says that it is")
-            return
-        known = self.links.get(peer.id)
-        if known is not None and known.peer is not None and _place(known.peer) != _place(peer):
-            self.traffic.refused("identity")
-            link.close(f"another peer at {known.peer.address} has its id")
-            return
-        crossed = known is not None and known.dialed != link.dialed
-        if crossed and link.dialed != (self.peer.id < peer.id):
-            # Both sides dialed at once: both keep the connection that the smaller id dialed.
-            link.close("there is a connection already")
-            return
-        self._strangers.discard(link)
-        self.links[peer.id] = link
-        if known is not None:
-            known.close("replaced by a newer connection")
-        if not link.greeted.done():
-            link.greeted.set_result(peer)
-        for blob in self.blobs.values():
-            if blob.picker is not None and peer.id in blob.candidates:
-                link.attach(blob)
+        self.neighbours.greeted(link, peer)
 
     def on_damaged(self, digest: Digest, index: int) -> None:
         """A piece that was thought to be on this host is not what it should be."""
         self.provider.damaged(digest, index)
 
-    def on_closed(self, link: Link, reason: str) -> None:
-        """A connection is no more."""
-        self._strangers.discard(link)
+    def on_closed(self, link: Link, reason: str, why: Drop | None) -> None:
+        """A connection is no more; `why`: by the peer's fault."""
         for wishes in self._wishes.values():
             wishes.discard(link)
-        if reason.startswith("protocol error"):
-            self.traffic.breaches.inc()
-        if link.peer is not None and self.links.get(link.peer.id) is link:
-            del self.links[link.peer.id]
-            log.info("peer gone", peer=link.peer.address, reason=reason)
-            for blob in self.blobs.values():
-                # The tracker hands it out again if it is still there; meanwhile others may do.
-                if blob.candidates.pop(link.peer.id, None) is not None:
-                    self.connect(blob)
+        self.neighbours.closed(link, reason, why)
 
     def ban(self, link: Link, reason: str) -> None:
         """Close a link whose peer sent wrong pieces, and stay away from it, longer each time."""
         self.traffic.wrong_pieces.inc()
-        self.keep_away(link, reason)
-
-    def keep_away(self, link: Link, reason: str) -> None:
-        """Close a link and stay away from its peer, longer each time."""
-        strikes = self.bans.add(link.id, self.now())
-        log.warning("peer kept away", peer=link.id, reason=reason, strikes=strikes)
-        link.close(reason)
+        self.neighbours.keep_away(link, Drop.WRONG_PIECE, reason)
 
     # -- requests
 
@@ -449,13 +311,6 @@ class SwarmNode:
 
     # -- time
 
-    def _drop_stuck(self, link: Link) -> None:
-        reason = "it takes nothing of what it asked for"
-        if link.peer is None:
-            link.close(reason)
-        else:
-            self.keep_away(link, reason)
-
     async def _janitor(self) -> None:
         while True:
             await asyncio.sleep(_JANITOR)
@@ -463,7 +318,9 @@ class SwarmNode:
             for link in tuple(self.links.values()):
                 stuck = link.connection.stuck_since()
                 if stuck is not None and now - stuck > _STUCK:
-                    self._drop_stuck(link)
+                    self.neighbours.keep_away(
+                        link, Drop.UNREAD, "it takes nothing of what it asked for"
+                    )
                 elif now - link.last_wanted > self.config.idle_timeout and not any(
                     blob.picker is not None for blob in self._shared(link)
                 ):
@@ -478,9 +335,4 @@ class SwarmNode:
             if not any(blob.picker is not None for blob in self.blobs.values()):
                 self._buffers.trim()
             self._wishes = {digest: links for digest, links in self._wishes.items() if links}
-            self._renamed = {k: peer for k, peer in self._renamed.items() if peer in self.links}
-            self.bans.forgive(now)
-
-
-def _place(peer: PeerInfo) -> tuple[str, int]:
-    return peer.host, peer.port
+            self.neighbours.bans.forgive(now)

@@ -24,6 +24,9 @@ class Stream(Protocol):
     read_needs_write: bool
     """`receive` waits until the socket can be written to: TLS has to answer something first."""
 
+    remote: str
+    """The address of the other side; empty when it was gone before it could be seen."""
+
     def fileno(self) -> int: ...
 
     def receive(self, memory: memoryview) -> int:
@@ -53,6 +56,7 @@ class PlainStream:
     def __init__(self, sock: socket.socket) -> None:
         _prepare(sock)
         self._sock = sock
+        self.remote = _remote(sock)
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -90,6 +94,7 @@ class TlsStream:
         self._unsent = memoryview(b"")
         """Read from the file and not yet taken by TLS: a write must be tried again as it was."""
         self.read_needs_write = False
+        self.remote = _remote(sock)
 
     def fileno(self) -> int:
         """The socket's descriptor."""
@@ -142,3 +147,10 @@ class TlsStream:
 def _prepare(sock: socket.socket) -> None:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _remote(sock: socket.socket) -> str:
+    try:
+        return str(sock.getpeername()[0])
+    except OSError:
+        return ""

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import Counter
 
+from shoal.swarm.drops import Drop
 from shoal.swarm.peers import PeerInfo
 
 _RECEIVED = Counter(
@@ -15,11 +16,20 @@ _RECEIVED = Counter(
 _SENT = Counter("shoal_swarm_sent_bytes", "Bytes of pieces sent, by who gets them", ["to"])
 _WRONG = Counter("shoal_swarm_wrong_pieces", "Pieces received whose bytes were not right")
 _STALLED = Counter("shoal_swarm_stalls", "Times that a peer sent nothing of what was due")
-_DROPPED = Counter("shoal_swarm_dropped_links", "Connections ended for a breach of the protocol")
+_DROPPED = Counter(
+    "shoal_swarm_dropped_peers",
+    "Peers whose connection was ended: protocol (a breach), flood (asks for ever), wrong_piece, "
+    "stalled (sends nothing), trickle (next to nothing), unread (takes nothing), handshake (no "
+    "hello in time), channels (the connection's numbers are used up)",
+    ["why"],
+)
+
+Refusal = Literal["full", "tls", "identity", "kept_away"]
 
 _REFUSED = Counter(
     "shoal_swarm_refused_peers",
-    "Peers turned away: full, no TLS or a wrong certificate (tls), not who it says (identity)",
+    "Peers turned away: full, no TLS or a wrong certificate (tls), not who it says (identity), did "
+    "harm before (kept_away)",
     ["why"],
 )
 
@@ -32,10 +42,14 @@ class Traffic:
         self._sent = {origin: _SENT.labels(_kind(origin)) for origin in (False, True)}
         self.wrong_pieces = _WRONG
         self.stalls = _STALLED
-        self.breaches = _DROPPED
-        self._refused = {why: _REFUSED.labels(why) for why in ("full", "tls", "identity")}
+        self._dropped = {why: _DROPPED.labels(why) for why in Drop}
+        self._refused = {why: _REFUSED.labels(why) for why in get_args(Refusal)}
 
-    def refused(self, why: Literal["full", "tls", "identity"]) -> None:
+    def dropped(self, why: Drop) -> None:
+        """A peer's connection was ended."""
+        self._dropped[why].inc()
+
+    def refused(self, why: Refusal) -> None:
         """A peer was turned away."""
         self._refused[why].inc()
 

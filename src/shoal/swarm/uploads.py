@@ -23,15 +23,16 @@ class UploadQueue:
         self._wishes: dict[str, set[Wish]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def ask(self, link: Link, blob: SharedBlob, index: int) -> None:
-        """A peer wants a piece, which is here and right."""
+    def ask(self, link: Link, blob: SharedBlob, index: int) -> bool:
+        """A peer wants a piece, which is here and right; False when it has asked for it already."""
         wishes = self._wishes.setdefault(link.name, set())
         if (blob, index) in wishes or link.closed:
-            return
+            return False
         wishes.add((blob, index))
         self._links[link.name] = link
         self._slots.ask(link.name, (blob, index), urgent=blob.share.small)
         self._pump()
+        return True
 
     def cancel(self, link: Link, blob: SharedBlob, index: int) -> bool:
         """A peer no longer wants a piece; False when it is on its way, or was never asked for."""

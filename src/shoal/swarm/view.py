@@ -36,7 +36,7 @@ def swarm_view(node: SwarmNode) -> dict[str, Any]:
         "receiving": sum(link.received.rate(now) for link in links),
         "sending": sum(link.sent.rate(now) for link in links),
         "links": [_link(node, link, typical, now) for link in links],
-        "kept_away": node.bans.current(now),
+        "kept_away": node.neighbours.bans.current(now),
         "blobs": [_blob(blob) for blob in node.blobs.values()],
     }
 
