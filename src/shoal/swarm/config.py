@@ -24,19 +24,21 @@ class PeerTlsConfig(Config):
 
     key: Path | None = None
     enabled: bool | None = None
-    """By default as soon as there is a certificate."""
+    """By default as soon as any of the three files is named: none of them is forgotten unnoticed."""
 
     @property
     def on(self) -> bool:
         """Whether peers speak TLS."""
-        return self.certificate is not None if self.enabled is None else self.enabled
+        return any(self._files().values()) if self.enabled is None else self.enabled
+
+    def _files(self) -> dict[str, Path | None]:
+        return {"ca": self.ca, "certificate": self.certificate, "key": self.key}
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        files = {"ca": self.ca, "certificate": self.certificate, "key": self.key}
+        files = self._files()
         missing = [name for name, path in files.items() if path is None]
-        partial = self.enabled is not False and len(missing) < len(files)
-        if missing and (self.on or partial):
+        if self.on and missing:
             hint = " (with the service's own tls it is on by itself)" if missing == [*files] else ""
             raise ValueError(f"TLS between peers needs {' and '.join(missing)}, too{hint}")
         return self

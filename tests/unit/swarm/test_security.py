@@ -68,12 +68,24 @@ def test_tls_is_on_as_soon_as_there_is_a_certificate() -> None:
     assert not PeerTlsConfig().on
 
 
-@pytest.mark.parametrize("missing", ["ca", "certificate", "key"])
-def test_tls_with_a_file_missing_is_no_config(missing: str) -> None:
+@pytest.mark.parametrize(
+    "named",
+    [
+        ["certificate", "key"],
+        ["ca", "key"],
+        ["ca", "certificate"],
+        ["ca"],
+        ["certificate"],
+        ["key"],
+    ],
+)
+def test_tls_with_a_file_missing_is_no_config(named: list[str]) -> None:
     files = {"ca": "ca.pem", "certificate": "host.pem", "key": "host.key"}
-    del files[missing]
-    with pytest.raises(ValidationError, match=f"needs {missing}"):
-        PeerTlsConfig.model_validate(files)
+    missing = " and ".join(file for file in files if file not in named)
+    some = {file: files[file] for file in named}
+    with pytest.raises(ValidationError, match=f"needs {missing}, too"):
+        PeerTlsConfig.model_validate(some)
+    assert not PeerTlsConfig.model_validate(some | {"enabled": False}).on
 
 
 def test_tls_without_any_file_is_no_config() -> None:
