@@ -12,6 +12,7 @@ import pytest
 
 from shoal.model.digest import Digest
 from shoal.swarm import bits as bitset
+from shoal.swarm import node, pace
 from shoal.swarm.drops import Drop
 from shoal.swarm.metainfo import MAX_PIECE, Metainfo, PieceHasher
 from shoal.swarm.peers import PeerInfo, new_peer_id
@@ -34,7 +35,16 @@ from shoal.swarm.wire import (
     Unknown,
     encode,
 )
-from tests.integration.swarm_hosts import PATIENCE, PIECE, Puppet, Stage, pieces, until
+from tests.integration.swarm_hosts import (
+    PATIENCE,
+    PIECE,
+    Content,
+    Host,
+    Puppet,
+    Stage,
+    pieces,
+    until,
+)
 
 CONTENT = pieces(30)
 
@@ -183,6 +193,23 @@ async def test_pieces_asked_of_a_peer_that_never_answers_come_from_others(stage:
     assert link.pace.in_flight == 0
 
 
+async def test_a_peer_that_sends_nothing_time_after_time_is_dropped_and_counted(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_FIRST_PENALTY", 0.01)
+
+    async def play(puppet: Puppet) -> None:
+        puppet.open(CONTENT, CONTENT.full)
+        await puppet.dropped()
+
+    silent = await stage.puppet(play)
+    leecher = await stage.host(request_timeout=0.1)
+    before = leecher.dropped(Drop.STALLED)
+    leecher.leech(CONTENT, [silent])
+    await until(lambda: leecher.keeps_away(silent))
+    assert leecher.dropped(Drop.STALLED) == before + 1
+
+
 async def test_a_peer_that_sends_byte_by_byte_does_not_hold_up_the_download(
     stage: Stage,
 ) -> None:
@@ -225,17 +252,64 @@ async def test_a_seed_gives_unshown_what_a_slow_peer_holds_up(stage: Stage) -> N
 # -- peers that do not read
 
 
-async def test_a_peer_that_never_reads_does_not_hold_up_others(stage: Stage) -> None:
-    content = pieces(40, piece_size=1 << 20)
-    seed = await stage.seed(content)
+async def ask_and_never_read(stage: Stage, seed: Host, content: Content) -> Puppet:
     puppet = await stage.dial(seed)
     puppet.open(content)
     await puppet.hear(Open)
-    puppet.say(*(Request(0, index) for index in range(40)))
+    puppet.say(*(Request(0, index) for index in range(content.count)))
     await until(lambda: seed.node.links[puppet.peer.id].connection._writing)
+    return puppet
+
+
+async def test_a_peer_that_never_reads_does_not_hold_up_others(stage: Stage) -> None:
+    content = pieces(40, piece_size=1 << 20)
+    seed = await stage.seed(content)
+    puppet = await ask_and_never_read(stage, seed, content)
     leecher = await stage.host()
     await leecher.fetch(content, [seed])
     assert seed.node.links[puppet.peer.id].connection.stuck_since() is not None
+
+
+async def test_twenty_peers_that_never_read_do_not_hold_up_others(stage: Stage) -> None:
+    """They are more than are sent to at a time, and none has been dropped when the rest is done."""
+    content = pieces(40, piece_size=1 << 20)
+    seed = await stage.seed(content)
+    puppets = [await ask_and_never_read(stage, seed, content) for _ in range(20)]
+    leecher = await stage.host()
+    await leecher.fetch(content, [seed])
+    assert seed.node.links.keys() >= {puppet.peer.id for puppet in puppets}
+
+
+async def test_twenty_peers_that_hardly_read_do_not_hold_up_others(stage: Stage) -> None:
+    content = pieces(40, piece_size=1 << 20)
+    seed = await stage.seed(content)
+    puppets = [await ask_and_never_read(stage, seed, content) for _ in range(20)]
+    done = asyncio.Event()
+
+    async def sip(puppet: Puppet) -> None:
+        while not done.is_set() and await puppet.reader.read(1024):
+            await asyncio.wait([asyncio.ensure_future(done.wait())], timeout=0.1)
+
+    sips = [asyncio.ensure_future(sip(puppet)) for puppet in puppets]
+    leecher = await stage.host()
+    await leecher.fetch(content, [seed])
+    assert seed.node.links.keys() >= {puppet.peer.id for puppet in puppets}
+    done.set()
+    await asyncio.gather(*sips)
+
+
+async def test_a_peer_that_never_reads_is_dropped_counted_and_kept_away(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "_JANITOR", 0.05)
+    monkeypatch.setattr(node, "_STUCK", 0.3)
+    content = pieces(40, piece_size=1 << 20)
+    seed = await stage.seed(content)
+    before = seed.dropped(Drop.UNREAD)
+    puppet = await ask_and_never_read(stage, seed, content)
+    await until(lambda: not seed.node.links)
+    assert seed.dropped(Drop.UNREAD) == before + 1
+    assert not seed.node.neighbours.bans.may_stay("127.0.0.1", puppet.peer.address, seed.node.now())
 
 
 async def test_a_peer_that_asks_for_answers_and_never_reads_them_is_dropped(

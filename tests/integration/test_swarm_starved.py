@@ -74,11 +74,13 @@ async def test_a_peer_that_trickles_on_is_dropped_and_its_memory_is_free(stage: 
 
     trickling = await stage.puppet(play)
     leecher = await stage.host(request_timeout=1.5)
+    before = leecher.dropped(Drop.TRICKLE)
     leecher.leech(content, [trickling])
     await until(lambda: leecher.node.links)
     await until(lambda: leecher.keeps_away(trickling))
     assert leecher.node.links == {}
     assert leecher.node._buffers._used == 0
+    assert leecher.dropped(Drop.TRICKLE) == before + 1
     done.set()
 
 

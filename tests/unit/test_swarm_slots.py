@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.swarm.slots import IDLE, SLOW, TENURE, LinkPolicy, Standing, UploadSlots
+from shoal.swarm.slots import IDLE, LOOK, SLOW, TAKES, TENURE, LinkPolicy, Standing, UploadSlots
 
 
 def test_peers_are_sent_to_in_turn_each_in_the_order_in_which_it_asked() -> None:
@@ -58,6 +58,68 @@ def test_a_peer_that_is_gone_frees_its_slot() -> None:
     assert slots.next(0.0) == ("ann", 0)
     slots.leave("ann")
     assert slots.next(0.0) == ("bob", 0)
+
+
+def crowd(slots: UploadSlots, count: int) -> list[str]:
+    """Peers that a piece is under way to, all of them slow by now."""
+    names = [f"peer-{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        slots.ask(name, 0)
+        assert slots.next(SLOW * number) == (name, 0)
+    return names
+
+
+def test_peers_that_take_next_to_nothing_hold_up_nobody_however_many_they_are() -> None:
+    slots = UploadSlots(slots=1, max_slow=2)
+    names = crowd(slots, 3)
+    slots.ask("ann", 0)
+    now = 10 * SLOW
+    assert slots.next(now) is None
+    taken = dict.fromkeys(names, 5000)
+    slots.look(taken, now)
+    assert slots.next(now + LOOK) is None, "nobody is judged by one look"
+    slots.look(taken | {names[0]: 5000 + int(TAKES * LOOK) - 1}, now + LOOK)
+    assert slots.next(now + LOOK) == ("ann", 0)
+    slots.ask("bob", 0)
+    assert slots.next(now + LOOK) is None, "ann holds the slot"
+    assert set(slots.sending()) == {*names, "ann"}
+
+
+def test_a_peer_that_takes_again_counts_again() -> None:
+    slots = UploadSlots(slots=1, max_slow=0)
+    slots.ask("ann", 0)
+    slots.ask("bob", 0)
+    assert slots.next(0.0) == ("ann", 0)
+    slots.look({"ann": 0}, 0.0)
+    slots.look({"ann": 0}, LOOK)
+    slots.look({"ann": TAKES}, 2 * LOOK)
+    assert slots.next(2 * LOOK) is None
+    slots.look({"ann": TAKES}, 3 * LOOK)
+    assert slots.next(3 * LOOK) == ("bob", 0)
+
+
+def test_a_peer_that_this_side_holds_back_is_not_idle() -> None:
+    slots = UploadSlots(slots=1, max_slow=0)
+    slots.ask("ann", 0)
+    slots.ask("bob", 0)
+    assert slots.next(0.0) == ("ann", 0)
+    slots.look({"ann": 0}, 0.0)
+    slots.look({}, LOOK)
+    slots.look({"ann": 0}, 2 * LOOK)
+    assert slots.next(2 * LOOK) is None
+
+
+def test_a_peer_s_next_piece_is_judged_anew() -> None:
+    slots = UploadSlots(slots=1, max_slow=0)
+    slots.ask("ann", 0)
+    assert slots.next(0.0) == ("ann", 0)
+    for now in (0.0, LOOK):
+        slots.look({"ann": 0}, now)
+    slots.sent("ann")
+    slots.ask("ann", 1)
+    slots.ask("bob", 0)
+    assert slots.next(2 * LOOK) == ("ann", 1)
+    assert slots.next(2 * LOOK) is None
 
 
 @given(

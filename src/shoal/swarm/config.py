@@ -24,7 +24,7 @@ class PeerTlsConfig(Config):
 
     key: Path | None = None
     enabled: bool | None = None
-    """By default as soon as any of the three files is named: none of them is forgotten unnoticed."""
+    """By default as soon as any of the three files is named, so that none is forgotten."""
 
     @property
     def on(self) -> bool:

@@ -11,7 +11,7 @@ riders).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 SLOTS = 2
@@ -22,6 +22,13 @@ SLOW = 1.0
 
 MAX_SLOW = 16
 """Slow peers sent to beside those that hold a slot."""
+
+LOOK = 0.25
+"""Seconds between looks at what the peers that are sent to have taken, while others wait."""
+
+TAKES = 32 * 1024
+"""Bytes per second below which a peer takes next to nothing: it uses no uplink and holds up nobody,
+so it counts neither as one that holds a slot nor as a slow one."""
 
 IDLE = 1.0
 """Seconds after which a connection over which nothing is wanted may make room for another."""
@@ -51,6 +58,10 @@ class UploadSlots:
         self._askers: dict[str, _Asker] = {}
         self._turns: deque[str] = deque()
         self._sending: dict[str, float] = {}
+        self._taken: dict[str, tuple[float, int]] = {}
+        """When each peer that is sent to was last looked at, and the bytes that it had taken."""
+        self._idle: set[str] = set()
+        """Those of them that take next to nothing."""
 
     def ask(self, peer: str, piece: Hashable, *, urgent: bool = False) -> None:
         """A peer wants a piece; an `urgent` one (a small blob's) goes before its others."""
@@ -74,7 +85,7 @@ class UploadSlots:
     def leave(self, peer: str) -> None:
         """A peer is gone."""
         self._askers.pop(peer, None)
-        self._sending.pop(peer, None)
+        self._over(peer)
 
     def next(self, now: float) -> tuple[str, Hashable] | None:
         """The peer to send to next and the piece, noted as under way; None while slots are taken.
@@ -99,13 +110,43 @@ class UploadSlots:
 
     def sent(self, peer: str) -> None:
         """A piece has left, or will not be sent: the peer's next one waits for its turn."""
-        self._sending.pop(peer, None)
+        self._over(peer)
         asker = self._askers.get(peer)
         if asker is not None:
             if asker.urgent or asker.pieces:
                 self._queue(peer, asker, first=bool(asker.urgent))
             elif not asker.queued:
                 del self._askers[peer]
+
+    def look(self, taken: Mapping[str, int], now: float) -> None:
+        """Note what each peer that is sent to has taken so far, in bytes.
+
+        Leave out those that could not take any because this side holds back. Whoever took next to
+        nothing for `LOOK` seconds no longer counts, until it takes more.
+        """
+        for peer in self._sending:
+            count = taken.get(peer)
+            if count is None:
+                self._taken.pop(peer, None)
+                self._idle.discard(peer)
+                continue
+            since, before = self._taken.setdefault(peer, (now, count))
+            if now - since < LOOK:
+                continue
+            if count - before < TAKES * (now - since):
+                self._idle.add(peer)
+            else:
+                self._idle.discard(peer)
+            self._taken[peer] = now, count
+
+    def sending(self) -> tuple[str, ...]:
+        """The peers that a piece is under way to."""
+        return tuple(self._sending)
+
+    def _over(self, peer: str) -> None:
+        self._sending.pop(peer, None)
+        self._taken.pop(peer, None)
+        self._idle.discard(peer)
 
     def waiting(self, peer: str) -> int:
         """Pieces that a peer has asked for and that are not under way."""
@@ -122,11 +163,15 @@ class UploadSlots:
             self._turns.append(peer)
 
     def _full(self, now: float) -> bool:
-        if len(self._sending) < self._slots:
+        under_way = len(self._sending) - len(self._idle)
+        if under_way < self._slots:
             return False
-        if len(self._sending) >= self._most:
+        if under_way >= self._most:
             return True
-        quick = sum(now - since < self._slow for since in self._sending.values())
+        quick = sum(
+            now - since < self._slow and peer not in self._idle
+            for peer, since in self._sending.items()
+        )
         return quick >= self._slots
 
 

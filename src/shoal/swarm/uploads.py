@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import cast
 
 from shoal.swarm.link import Link, SharedBlob
-from shoal.swarm.slots import SLOW, UploadSlots
+from shoal.swarm.slots import LOOK, UploadSlots
 
 Wish = tuple[SharedBlob, int]
 
@@ -80,9 +80,13 @@ class UploadQueue:
             if not given:
                 self._slots.sent(name)
         if self._timer is None and any(self._wishes.values()):
-            # Slow pieces hold up nobody: look again when those under way count as slow.
-            self._timer = asyncio.get_running_loop().call_later(SLOW, self._look_again)
+            # Pieces that are slow, or that nobody takes, hold up nobody.
+            self._timer = asyncio.get_running_loop().call_later(LOOK, self._look_again)
 
     def _look_again(self) -> None:
         self._timer = None
+        under_way = {name: self._links[name].connection for name in self._slots.sending()}
+        self._slots.look(
+            {name: it.taken for name, it in under_way.items() if not it.held}, self._now()
+        )
         self._pump()
