@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -13,10 +14,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from shoal.cli import main
+from shoal.simulate.host import Host
 from shoal.simulate.plot import SHADES
 from shoal.simulate.report import document
 from shoal.simulate.run import Swarm
 from shoal.simulate.scenario import Scenario, cut
+from shoal.swarm.slots import FEW
+from shoal.tracker.handout import Handout
 
 MB = 10**6
 
@@ -90,6 +94,46 @@ def test_pieces_that_take_seconds_trip_no_timeout(seed: int, pieces: int) -> Non
 def test_hosts_that_may_hold_few_connections_form_no_islands(seed: int) -> None:
     outcome = Swarm(small(seed=seed, hosts=40, handout=4, max_dialed=3, max_accepted=6)).run()
     assert outcome.unfinished == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_layers_share_connections_of_which_fewer_are_dialed_than_accepted(seed: int) -> None:
+    """Each of the 20 layers would dial four peers of its own; the host dials nine at most."""
+    scenario = small(seed=seed, hosts=100, layers=20, pieces=2, max_dialed=4, max_accepted=12)
+    swarm = WatchedSwarm(scenario)
+    outcome = swarm.run()
+    assert outcome.unfinished == 0
+    assert max(swarm.dialed.values()) <= 9
+    assert min(swarm.peers.values()) >= FEW
+    assert swarm.turned_away <= 0.1 * swarm.tries
+
+
+class WatchedSwarm(Swarm):
+    """Notes the connections of every host."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        super().__init__(scenario)
+        self.dialed: Counter[str] = Counter()
+        """Connections that each host had dialed at a time, at most."""
+        self.peers: dict[tuple[str, int], int] = {}
+        """Peers that each layer of each host had when it was whole."""
+        self.tries = self.turned_away = 0
+
+    def host(self, peer_id: str) -> Host | None:
+        for host in self.hosts:
+            dialed = sum(port.dialed for port in host.ports.values())
+            self.dialed[host.info.id] = max(self.dialed[host.info.id], dialed)
+        dialed_one = super().host(peer_id)
+        if dialed_one is not None and not dialed_one.info.origin:
+            self.tries += 1
+            accepted = sum(not port.dialed for port in dialed_one.ports.values())
+            self.turned_away += accepted >= self.scenario.max_accepted
+        return dialed_one
+
+    def announce(self, host: Host, layer: int, *, complete: bool, starved: bool) -> Handout:
+        if complete:
+            self.peers[host.info.id, layer] = len(host.open[layer])
+        return super().announce(host, layer, complete=complete, starved=starved)
 
 
 @quick

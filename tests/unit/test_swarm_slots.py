@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.swarm.slots import IDLE, LOOK, SLOW, TAKES, TENURE, LinkPolicy, Standing, UploadSlots
+from shoal.swarm.slots import (
+    FEW,
+    IDLE,
+    LOOK,
+    SLOW,
+    TAKES,
+    TENURE,
+    LinkPolicy,
+    Standing,
+    UploadSlots,
+)
 
 
 def test_peers_are_sent_to_in_turn_each_in_the_order_in_which_it_asked() -> None:
@@ -148,6 +158,45 @@ def standing(peer: str, *, since: float = 0.0, wanted: float = 0.0, busy: bool =
 def test_more_must_be_accepted_than_dialed() -> None:
     with pytest.raises(ValueError, match="islands"):
         LinkPolicy(max_dialed=10, max_accepted=10)
+
+
+@given(
+    max_dialed=st.integers(1, 20),
+    more=st.integers(1, 80),
+    blobs=st.lists(st.integers(0, 30), max_size=40),
+)
+def test_fewer_are_dialed_than_accepted_over_all_blobs_and_each_blob_has_a_few_peers(
+    max_dialed: int, more: int, blobs: list[int]
+) -> None:
+    policy = LinkPolicy(max_dialed=max_dialed, max_accepted=max_dialed + more)
+    dialed = 0
+    for candidates in blobs:
+        # Nobody is a candidate of two blobs: the worst case.
+        to_dial = min(candidates, policy.to_dial(0, 0, dialed))
+        connected = dialed
+        dialed += to_dial
+        shared = min(connected, policy.to_share(to_dial, 0)) if to_dial < candidates else 0
+        enough = min(candidates, max_dialed, FEW)
+        assert to_dial + shared >= enough
+    assert dialed <= policy.most < policy.max_accepted
+
+
+def test_one_blob_may_dial_all_that_it_wants() -> None:
+    policy = LinkPolicy(max_dialed=12, max_accepted=64)
+    assert policy.to_dial(0, 0, 0) == 12
+    assert policy.to_dial(5, 9, 20) == 7
+    assert policy.to_dial(0, 0, 28) == 4
+    assert policy.to_dial(0, 0, 40) == FEW
+    assert policy.to_dial(0, FEW, 40) == 0
+    assert policy.to_dial(0, 0, 48) == 0
+    assert policy.to_share(2, 3) == 7
+
+
+def test_of_connections_that_serve_nothing_the_one_idle_for_the_longest_time_is_spared() -> None:
+    policy = LinkPolicy(max_dialed=1, max_accepted=2)
+    dialed = [standing("ann", wanted=3.0), standing("bob", wanted=1.0, busy=True)]
+    assert policy.spare(dialed, 3.0 + IDLE) is None
+    assert policy.spare(dialed, 3.1 + IDLE) == "ann"
 
 
 def test_the_connection_idle_for_the_longest_time_makes_room() -> None:

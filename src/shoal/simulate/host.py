@@ -131,6 +131,8 @@ class Host:
         self._up = Uplink(world.clock, up, self.size, self._on_sent)
         self._down = Downlink(down, self.size)
         self._banned: dict[str, float] = {}
+        self._short: set[int] = set()
+        """Layers that may not dial all the peers that they want."""
         self._turn = 0
         self._read = 0
         """Pieces of the image, layer after layer, that its reader has been given."""
@@ -198,25 +200,64 @@ class Host:
     def _connect(self, layer: int) -> None:
         now = self.clock.now
         candidates = self.candidates[layer]
+        opened = self.open[layer]
         linked = 0
         for peer in candidates:
             port = self.ports.get(peer)
             if port is not None:
                 linked += 1
-                if port.greeted and peer not in self.open[layer]:
+                if port.greeted and peer not in opened:
                     self.clock.after(2 * port.latency, self._open, port, layer)
-        wanted = self.policy.to_dial(linked)
+        shared = sum(peer not in candidates for peer in opened)
+        dialed = sum(port.dialed for port in self.ports.values())
+        wanted = self.policy.to_dial(linked, shared, dialed)
+        left = 0
         for peer in list(candidates):
-            if not wanted:
-                return
             if peer in self.ports or self._banned.get(peer, 0.0) > now:
+                continue
+            if not wanted:
+                left += 1
                 continue
             other = self.world.host(peer)
             if other is not None and other.let_in(self):
                 self._link(other)
                 wanted -= 1
+                linked += 1
             else:
                 del candidates[peer]
+        self._short.discard(layer)
+        if left and self.policy.wanted(linked):
+            self._short.add(layer)
+            self._share(layer, self.policy.to_share(linked, shared))
+            self._spare(now)
+
+    def _share(self, layer: int, count: int) -> None:
+        """Take part in a layer over connections that are there for others: every agent has all."""
+        for port in self.ports.values():
+            if count <= 0:
+                return
+            if port.greeted and not port.origin and port.id not in self.open[layer]:
+                self.clock.after(2 * port.latency, self._open, port, layer)
+                count -= 1
+
+    def _spare(self, now: float) -> None:
+        """Close a connection that was dialed and serves nothing: its place is needed."""
+        used: set[str] = set()
+        for picker, opened in zip(self.pickers, self.open, strict=True):
+            if picker is not None:
+                used |= opened.keys()
+        unused = (port for port in self.ports.values() if port.dialed and port.greeted)
+        peer = self.policy.spare((_standing(it) for it in unused if it.id not in used), now)
+        if peer is not None:
+            self.close(self.ports[peer])
+
+    def connect_short(self) -> None:
+        """Connections have come: see to the layers that have too few."""
+        for layer in sorted(self._short):
+            if self.pickers[layer] is not None:
+                self._connect(layer)
+            else:
+                self._short.discard(layer)
 
     def let_in(self, dialer: Host) -> bool:
         """Whether a host that dials is taken in."""
@@ -226,18 +267,7 @@ class Host:
         accepted = [port for port in self.ports.values() if not port.dialed]
         if self.policy.has_room(len(accepted)):
             return True
-        victim = self.policy.make_room(
-            [
-                Standing(
-                    port.id,
-                    port.since,
-                    max(port.last_wanted, port.back.last_wanted),
-                    bool(port.pace.in_flight or port.back.pace.in_flight),
-                )
-                for port in accepted
-            ],
-            now,
-        )
+        victim = self.policy.make_room(map(_standing, accepted), now)
         if victim is None:
             return False
         self.close(self.ports[victim])
@@ -264,6 +294,8 @@ class Host:
         for layer, candidates in enumerate(self.candidates):
             if port.id in candidates or self.info.id in port.host.candidates[layer]:
                 self._open(port, layer)
+        self.connect_short()
+        port.host.connect_short()
 
     def _open(self, port: Port, layer: int) -> None:
         """Both sides take part in a layer over this connection, if they still do."""
@@ -508,3 +540,9 @@ class Host:
         for index in bitset.indices(pieces):
             picker.peer_has(port.id, index)
         self.fill(port)
+
+
+def _standing(port: Port) -> Standing:
+    wanted = max(port.last_wanted, port.back.last_wanted)
+    busy = bool(port.pace.in_flight or port.back.pace.in_flight)
+    return Standing(port.id, port.since, wanted, busy)

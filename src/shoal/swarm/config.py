@@ -52,7 +52,8 @@ class PeerConfig(Config):
     """What other hosts dial; by default the address listened on."""
 
     max_accepted: Annotated[int, Field(ge=1)] = 64
-    """Connections taken from others. More than are dialed, or swarms fall into islands."""
+    """Connections taken from others. More than are dialed, or swarms fall into islands: over all
+    blobs half of this number are dialed, and up to three quarters where a blob has no link yet."""
 
     max_dialed: Annotated[int, Field(ge=1)] = 12
     """Connections opened for one blob."""

@@ -140,6 +140,8 @@ class Link:
         """Their channels of blobs being looked up here."""
         self._refused: set[int] = set()
         """Their channels of blobs that are not here; frames on them may still be under way."""
+        self._declined: set[SharedBlob] = set()
+        """Blobs that it does not have. It opens them by itself when it does."""
         self._checking: set[tuple[SharedBlob, int]] = set()
         self._due: Counter[tuple[SharedBlob, int]] = Counter()
         """Pieces that may still come: asked for, cancelled ones included."""
@@ -203,10 +205,18 @@ class Link:
 
     # -- what the node and its blobs tell this peer
 
+    def invite(self, blob: SharedBlob) -> bool:
+        """Take part in a blob with this peer, unless it said that it does not have it."""
+        if blob in self._declined:
+            return False
+        self.attach(blob)
+        return True
+
     def attach(self, blob: SharedBlob) -> None:
         """Take part in a blob with this peer, unless that is so already."""
         if blob in self.blobs or self.closed:
             return
+        self._declined.discard(blob)
         channel = self._next_channel
         if channel >= MAX_CHANNELS:
             self.close("out of channels", Drop.CHANNELS)
@@ -219,6 +229,7 @@ class Link:
 
     def detach(self, blob: SharedBlob) -> None:
         """No longer take part in a blob with this peer."""
+        self._declined.discard(blob)
         channel = self.blobs.pop(blob, None)
         if channel is not None:
             self._ours.pop(channel, None)
@@ -317,6 +328,7 @@ class Link:
                 blob = self._ours.pop(channel, None)
                 if blob is not None:
                     self.blobs.pop(blob, None)
+                    self._declined.add(blob)
                     blob.on_gone(self)
                 else:
                     self._in_vain()
@@ -500,6 +512,7 @@ class Link:
         attached = set(self.blobs) | set(self._theirs.values())
         self.blobs.clear()
         self._ours.clear()
+        self._declined.clear()
         self._theirs.clear()
         self._opening.clear()
         self._checking.clear()

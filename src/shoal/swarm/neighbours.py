@@ -47,6 +47,9 @@ class Neighbours:
         """Places that are being dialed."""
         self._dialed: dict[str, Link] = {}
         """By place. A process that was started anew has another id than the tracker says."""
+        self._short: set[Digest] = set()
+        """Blobs that may not dial all the peers that they want."""
+        self._look_due = False
         self.bans = KeptAway()
         self._policy = LinkPolicy(max_dialed=config.max_dialed, max_accepted=config.max_accepted)
         self.doors = Doors(
@@ -67,22 +70,74 @@ class Neighbours:
     # -- dialing
 
     def connect(self, blob: BlobSwarm) -> None:
-        """Get links to a blob's candidates, as many as the policy allows."""
+        """Get links to a blob's candidates as the policy allows, and share what there is."""
         now = self._home.now()
-        linked = 0
+        linked: set[Link] = set()
+        dialing = 0
         others: list[PeerInfo] = []
         for peer in tuple(blob.candidates.values()):
             link = self._link_to(peer)
             if link is not None:
-                link.attach(blob)
-                linked += 1
+                if link.invite(blob):
+                    linked.add(link)
             elif peer.address in self.dialing:
-                linked += 1
+                dialing += 1
             elif self.bans.may_be_dialed(peer.address, now):
                 others.append(peer)
-        for peer in others[: self._policy.to_dial(linked)]:
+        count = len(linked) + dialing
+        shared = sum(blob in it.blobs and it not in linked for it in self.links.values())
+        dialed = len(self._dialed.keys() | self.dialing)
+        to_dial = self._policy.to_dial(count, shared, dialed)
+        for peer in others[:to_dial]:
             self.dialing.add(peer.address)
             self._home.spawn(self._dial(peer))
+        self._short.discard(blob.digest)
+        if to_dial < min(len(others), self._policy.wanted(count)):
+            self._short.add(blob.digest)
+            self._share(blob, self._policy.to_share(count + to_dial, shared))
+            self._spare(now)
+
+    def _share(self, blob: BlobSwarm, count: int) -> None:
+        """Take part in a blob over connections that are there for others: many have both.
+
+        Origins own some blobs only, and the tracker names those of this one.
+        """
+        for link in tuple(self.links.values()):
+            if count <= 0:
+                return
+            if link.peer is not None and not link.peer.origin and blob not in link.blobs:
+                count -= link.invite(blob)
+
+    def _spare(self, now: float) -> None:
+        """Close a connection that was dialed and serves nothing: its place is needed."""
+        unused = [
+            self._standing(link)
+            for link in self._dialed.values()
+            if not any(self._fetches(blob.digest) for blob in link.blobs)
+        ]
+        peer = self._policy.spare(unused, now)
+        if peer is not None:
+            # Later, as who closes one connects again, and would close the next one from within.
+            reason = "idle, and another is to be dialed"
+            asyncio.get_running_loop().call_soon(self.links[peer].close, reason)
+
+    def _fetches(self, digest: Digest) -> bool:
+        blob = self._home.blobs.get(digest)
+        return blob is not None and blob.picker is not None
+
+    def _look_again(self) -> None:
+        """Connections have come or gone: see to the blobs that have too few."""
+        if self._short and not self._look_due:
+            self._look_due = True
+            asyncio.get_running_loop().call_soon(self._connect_short)
+
+    def _connect_short(self) -> None:
+        self._look_due = False
+        for digest in tuple(self._short):
+            if self._fetches(digest):
+                self.connect(self._home.blobs[digest])
+            else:
+                self._short.discard(digest)
 
     def _link_to(self, peer: PeerInfo) -> Link | None:
         link = self.links.get(peer.id)
@@ -110,10 +165,11 @@ class Neighbours:
             if known is None or known.address != place:
                 continue
             if link is not None and not link.closed:
-                link.attach(blob)
+                link.invite(blob)
             elif self._link_to(peer) is None:
                 del blob.candidates[peer.id]
                 self.connect(blob)
+        self._look_again()
 
     # -- letting in
 
@@ -183,7 +239,8 @@ class Neighbours:
             link.greeted.set_result(peer)
         for blob in self._home.blobs.values():
             if blob.picker is not None and peer.id in blob.candidates:
-                link.attach(blob)
+                link.invite(blob)
+        self._look_again()
 
     def _may_have_its_id(self, link: Link, peer: PeerInfo) -> bool:
         """Whether the id is not that of another peer; else one of the two is refused."""
@@ -238,6 +295,7 @@ class Neighbours:
                 del blob.candidates[peer_id]
             if gone:
                 self.connect(blob)
+        self._look_again()
 
     def keep_away(self, link: Link, why: Drop, reason: str) -> None:
         """Close a link and stay away from its peer, longer each time; also when it is closed."""

@@ -36,6 +36,9 @@ IDLE = 1.0
 TENURE = 10.0
 """Seconds that a connection in use is kept when others wait for its place."""
 
+FEW = 2
+"""Peers of its own that each blob may dial when the host has dialed enough for the others."""
+
 
 @dataclass(slots=True)
 class _Asker:
@@ -190,8 +193,11 @@ class Standing:
 class LinkPolicy:
     """How many connections a host dials and accepts, and which one makes room.
 
-    A host accepts more than it dials: were the limits equal, the first hosts would fill each
-    other's places and the swarm would fall into islands that never reach a seed.
+    A host accepts more than it dials, over all blobs together: were the numbers equal, the first
+    hosts would fill each other's places and the swarm would fall into islands that never reach a
+    seed. So a blob may dial `max_dialed` peers while the host has dialed less than half of what it
+    accepts. From then on a blob dials a few of its own, as the seeds of each may be others, up to
+    three quarters; for the rest it shares connections that other blobs have.
     """
 
     def __init__(self, *, max_dialed: int, max_accepted: int) -> None:
@@ -203,15 +209,40 @@ class LinkPolicy:
             )
         self.max_dialed = max_dialed
         self.max_accepted = max_accepted
+        self.enough = max(max_dialed, max_accepted // 2)
+        """Connections dialed, above which blobs share those that there are."""
+        self.most = max(self.enough, max_accepted * 3 // 4)
+        """Connections dialed at most."""
         self._rotated = float("-inf")
 
-    def to_dial(self, linked: int) -> int:
-        """How many more peers of a blob to dial, given how many of them are connected."""
+    def wanted(self, linked: int) -> int:
+        """How many more of its peers a blob should have, given how many it has or is about to."""
         return max(0, self.max_dialed - linked)
+
+    def to_dial(self, linked: int, shared: int, dialed: int) -> int:
+        """How many of them to dial.
+
+        `linked`: the blob's peers that are connected or being dialed. `shared`: others that take
+        part in it. `dialed`: connections of this host, over all blobs, that it dialed.
+        """
+        few = min(FEW - linked - shared, self.most - dialed)
+        return max(0, min(self.wanted(linked), max(self.enough - dialed, few)))
+
+    def to_share(self, linked: int, shared: int) -> int:
+        """How many connections of other blobs a blob shares that may not dial all that it wants."""
+        return self.wanted(linked + shared)
 
     def has_room(self, accepted: int) -> bool:
         """Whether one more connection can be taken in as it is."""
         return accepted < self.max_accepted
+
+    def spare(self, standings: Iterable[Standing], now: float) -> str | None:
+        """The peer over whose connection nothing was wanted for the longest time, if any is idle.
+
+        Of those dialed, one to close for another that is to be dialed.
+        """
+        idle = [it for it in standings if not it.busy and now - it.last_wanted > IDLE]
+        return min(idle, key=lambda it: it.last_wanted).peer if idle else None
 
     def make_room(self, accepted: Iterable[Standing], now: float) -> str | None:
         """The peer whose connection to close for a newcomer; None when it is the newcomer's.
@@ -221,9 +252,9 @@ class LinkPolicy:
         waits gets in in the end, and who must go has peers by then.
         """
         standings = list(accepted)
-        idle = [it for it in standings if not it.busy and now - it.last_wanted > IDLE]
-        if idle:
-            return min(idle, key=lambda it: it.last_wanted).peer
+        idle = self.spare(standings, now)
+        if idle is not None:
+            return idle
         if now - self._rotated < IDLE or not standings:
             return None
         oldest = min(standings, key=lambda it: it.since)
