@@ -76,6 +76,29 @@ async def test_a_liar_that_says_another_id_each_time_is_dialed_once(stage: Stage
     await leecher.whole(CONTENT)
 
 
+async def test_a_liar_with_another_name_for_its_place_is_asked_for_nothing(stage: Stage) -> None:
+    trusted: list[Puppet] = []
+
+    async def play(puppet: Puppet) -> None:
+        puppet.open(CONTENT, CONTENT.full)
+        index = (await puppet.hear(Request)).index
+        trusted.append(puppet)
+        puppet.give(CONTENT, index, data=bytes(CONTENT.metainfo.length(index)))
+        await puppet.dropped()
+
+    liar = await stage.puppet(play)
+    leecher = await stage.host()
+    blob = leecher.leech(CONTENT, [liar])
+    await until(lambda: leecher.keeps_away(liar))
+    before = leecher.refused("kept_away")
+    blob.add_peers([PeerInfo(new_peer_id(), "LocalHost", liar.peer.port)])
+    await until(lambda: leecher.refused("kept_away") == before + 1)
+    await until(lambda: not leecher.node.neighbours.strangers)
+    assert leecher.node.links == {}
+    assert liar.connections == 2
+    assert len(trusted) == 1
+
+
 async def test_a_liar_that_hangs_up_before_its_piece_is_checked_is_kept_away(stage: Stage) -> None:
     content = pieces(1)
 

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from shoal.swarm import link as link_module
 from shoal.swarm import slots
+from shoal.swarm.blob import BlobSwarm
+from shoal.swarm.drops import Drop
 from shoal.swarm.wire import Open, Ping, Pong, Unknown
 from tests.integration.swarm_hosts import PATIENCE, Host, Puppet, Stage, pieces, until
 
@@ -98,6 +101,25 @@ async def test_a_peer_that_does_not_have_a_blob_is_not_asked_for_it_again(stage:
     link.connection.send(Ping())
     await until(lambda: not link.connection._control)
     assert sorted(map(str, opened)) == sorted(str(it.digest) for it in (first, second, absent))
+
+
+async def test_a_connection_that_has_had_all_its_blobs_is_counted_and_begins_anew(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link_module, "MAX_CHANNELS", 3)
+    seed, leecher = await stage.seed(*BLOBS), await stage.host()
+    before = leecher.dropped(Drop.CHANNELS)
+    for blob in BLOBS:
+        swarm = leecher.leech(blob, [seed])
+
+        def done(swarm: BlobSwarm = swarm) -> bool:
+            swarm.add_peers([seed.peer])
+            return swarm.picker is None
+
+        await until(done)
+        await leecher.whole(blob)
+    assert leecher.dropped(Drop.CHANNELS) >= before + 2
+    assert not leecher.keeps_away(seed)
 
 
 async def test_a_peer_that_gets_a_blob_it_did_not_have_takes_part_in_it(stage: Stage) -> None:

@@ -5,8 +5,9 @@ A peer chooses its id and says itself where it listens, so neither tells it from
 it cannot choose is where it was when this host dialed it, and the address that it comes from. So
 whom to dial and whom to let in are two questions:
 
-* Who was dialed is kept away by its place (`host:port`): it is not dialed there again, whatever id
-  the tracker gives, and nobody is let in who says that it listens there.
+* Who was dialed is kept away by its place (`host:port`, both as it was named and the address that
+  was reached): it is not dialed there again, whatever id the tracker gives, and nobody is let in
+  who says that it listens there.
 * Who came by itself is kept away by its address and the place that it said, and only from coming:
   it may have said the place of an honest peer, which goes on being dialed. The honest peers that
   share its address (several on one host, or behind one translated address) go on coming until

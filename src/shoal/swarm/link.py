@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from shoal.config.units import join_address, split_address
 from shoal.model.digest import Digest
 from shoal.swarm.config import PeerConfig
 from shoal.swarm.connection import Connection
@@ -173,6 +174,13 @@ class Link:
         if self._dialed is not None:
             return self._dialed
         return self.peer.address if self.peer is not None else ""
+
+    @property
+    def reached(self) -> str:
+        """Where a peer that was dialed was reached (`address:port`): addresses have many names."""
+        if self._dialed is None or not self.address:
+            return self.place
+        return join_address(self.address, split_address(self._dialed)[1])
 
     @property
     def address(self) -> str:

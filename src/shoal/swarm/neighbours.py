@@ -153,6 +153,9 @@ class Neighbours:
         try:
             async with asyncio.timeout(self._home.config.handshake_timeout):
                 link = self._begin(await self.doors.dial(peer), dialed=place)
+                if not self.bans.may_be_dialed(link.reached, self._home.now()):
+                    self._home.traffic.refused("kept_away")
+                    link.close("it is kept away, and has another name now")
                 await link.greeted
         except (OSError, TimeoutError) as error:
             if link is not None:
@@ -312,7 +315,7 @@ class Neighbours:
             return
         now = self._home.now()
         if link.dialed:
-            strikes = self.bans.was_dialed(link.place, now)
+            strikes = max(self.bans.was_dialed(it, now) for it in {link.place, link.reached})
         else:
             strikes = self.bans.came(link.address, link.place, now, grave=why in GRAVE)
         log.warning(
