@@ -13,6 +13,7 @@ from shoal.swarm import link as link_module
 from shoal.swarm import slots
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.drops import Drop
+from shoal.swarm.peers import PeerInfo
 from shoal.swarm.wire import Open, Ping, Pong, Unknown
 from tests.integration.swarm_hosts import PATIENCE, Host, Puppet, Stage, pieces, until
 
@@ -43,6 +44,25 @@ async def test_a_blob_comes_over_a_connection_that_another_one_has(
     await leecher.fetch(second, [other])
     assert leecher.received_from(shared) == first.metainfo.size + second.metainfo.size
     assert list(leecher.node.links) == [shared.peer.id]
+
+
+async def test_a_blob_is_not_fetched_from_another_zone_because_another_blob_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tracker says who brings which blob into a zone."""
+    monkeypatch.setattr(slots, "IDLE", PATIENCE)
+    first, second = BLOBS[:2]
+    far, other = await stage.seed(first, second), await stage.seed(second)
+    peer = far.node.peer
+    far.node.peer = PeerInfo(peer.id, peer.host, peer.port, zone="elsewhere")
+    leecher = await stage.host(max_dialed=1, max_accepted=2)
+    await leecher.fetch(first, [far])
+    blob = leecher.leech(second, [other])
+    link = leecher.node.links[far.peer.id]
+    assert blob not in link.blobs
+    link.close("it is gone")
+    await leecher.whole(second)
+    assert leecher.received_from(other) == second.metainfo.size
 
 
 async def test_blobs_that_no_two_peers_share_come_one_after_the_other(stage: Stage) -> None:

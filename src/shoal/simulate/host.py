@@ -236,7 +236,9 @@ class Host:
         for port in self.ports.values():
             if count <= 0:
                 return
-            if port.greeted and not port.origin and port.id not in self.open[layer]:
+            if port.origin or port.far or not port.greeted:
+                continue
+            if port.id not in self.open[layer]:
                 self.clock.after(2 * port.latency, self._open, port, layer)
                 count -= 1
 

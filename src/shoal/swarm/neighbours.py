@@ -100,13 +100,16 @@ class Neighbours:
     def _share(self, blob: BlobSwarm, count: int) -> None:
         """Take part in a blob over connections that are there for others: many have both.
 
-        Origins own some blobs only, and the tracker names those of this one.
+        Origins own some blobs only, and the tracker names those of this one. It chooses by the blob
+        who brings pieces into a zone, too.
         """
+        zone = self._home.peer.zone
         for link in tuple(self.links.values()):
             if count <= 0:
                 return
-            if link.peer is not None and not link.peer.origin and blob not in link.blobs:
-                count -= link.invite(blob)
+            peer = link.peer
+            if peer is not None and not peer.origin and peer.zone == zone:
+                count -= blob not in link.blobs and link.invite(blob)
 
     def _spare(self, now: float) -> None:
         """Close a connection that was dialed and serves nothing: its place is needed."""
