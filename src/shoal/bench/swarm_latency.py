@@ -42,7 +42,11 @@ class Latency:
     """Seconds from the request."""
 
     small_s: list[float]
-    """To the first byte of each blob of 1 KiB, in the order in which they were pulled."""
+    """To the first byte of each blob of 1 KiB, in the order in which they were pulled: this agent
+    never heard of them, so it asks whether they belong to the repository before all else."""
+
+    layer_s: list[float]
+    """The same of blobs that are layers of an image, after its manifest, as clients pull."""
 
     large_s: float
     """To the first byte of a large one."""
@@ -76,17 +80,21 @@ async def _run(cluster: Cluster, source: Path) -> Latency:
     proxy, agent = cluster.layout.of("proxy")[0].url(), cluster.layout.of("agent")[0].url()
     base = f"{agent}/v2/{_REPOSITORY}"
     small = await asyncio.to_thread(_push_small, proxy)
-    tag, digests = await asyncio.to_thread(_push_image, proxy)
+    small_tag, small_layers = await asyncio.to_thread(_push_image, proxy, SMALL_BLOBS, SMALL)
+    tag, digests = await asyncio.to_thread(_push_image, proxy, LAYERS, _LAYER)
     large_digest = await asyncio.to_thread(content.renew, source)
     await asyncio.to_thread(push_blob, proxy, _REPOSITORY, source, large_digest)
     await asyncio.to_thread(os.sync)
     of_small = [await _fetch([f"{base}/blobs/{digest}"]) for digest in small]
+    await _fetch([f"{base}/manifests/{small_tag}"])
+    of_layers = [await _fetch([f"{base}/blobs/{digest}"]) for digest in small_layers[:SMALL_BLOBS]]
     manifest = await _fetch([f"{base}/manifests/{tag}"])
     blobs = await _fetch([f"{base}/blobs/{digest}" for digest in digests], _AT_ONCE)
     of_large = await _fetch([f"{base}/blobs/{large_digest}"])
     image_s = manifest.wall_s + blobs.wall_s
     small_s = [fetched.first_byte_s for fetched in of_small]
-    return Latency(small_s, of_large.first_byte_s, image_s)
+    layer_s = [fetched.first_byte_s for fetched in of_layers]
+    return Latency(small_s, layer_s, of_large.first_byte_s, image_s)
 
 
 async def _fetch(urls: list[str], at_once: int = 1) -> Fetched:
@@ -103,9 +111,9 @@ def _push_small(proxy: str) -> list[str]:
     return digests
 
 
-def _push_image(proxy: str) -> tuple[str, list[str]]:
-    """Push an image of tiny layers; its tag and its blobs. Blocks."""
-    contents = [os.urandom(_LAYER) for _ in range(LAYERS)]
+def _push_image(proxy: str, count: int, size: int) -> tuple[str, list[str]]:
+    """Push an image of tiny layers; its tag and its blobs, the config last. Blocks."""
+    contents = [os.urandom(size) for _ in range(count)]
     layers = [Layer(Path(), Digest.of(data), len(data)) for data in contents]
     image = make_image(tuple(layers))
     contents.append(image.config)

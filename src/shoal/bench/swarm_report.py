@@ -44,6 +44,7 @@ def document(runs: list[SwarmRun], conditions: Conditions) -> dict[str, Any]:
 def latency_document(measured: list[Latency], size: int) -> dict[str, Any]:
     """Medians over the runs (of small blobs: over all of them), and each run's figures."""
     small_ms = [1000 * seconds for it in measured for seconds in it.small_s]
+    layer_ms = [1000 * seconds for it in measured for seconds in it.layer_s]
     return {
         "bench": "swarm-latency",
         "size": size,
@@ -51,6 +52,8 @@ def latency_document(measured: list[Latency], size: int) -> dict[str, Any]:
         "first_byte_small_ms": median(small_ms),
         "first_byte_small_ms_max": max(small_ms),
         "small_blobs": len(small_ms),
+        "first_byte_layer_ms": median(layer_ms),
+        "first_byte_layer_ms_max": max(layer_ms),
         "first_byte_large_ms": 1000 * median(it.large_s for it in measured),
         "tiny_layers": measured[0].layers,
         "tiny_layers_s": median(it.image_s for it in measured),

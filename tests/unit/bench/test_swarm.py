@@ -59,13 +59,14 @@ def test_without_a_limit_there_is_no_ideal() -> None:
 def test_latencies_are_medians_with_every_run_beside_them() -> None:
     small = [0.011, 0.009, 0.01], [0.03, 0.04, 0.02], [0.02, 0.02, 0.02]
     runs = [
-        Latency(small[0], 0.05, 0.9),
-        Latency(small[1], 0.04, 0.8),
-        Latency(small[2], 0.06, 1.0),
+        Latency(small[0], [0.006], 0.05, 0.9),
+        Latency(small[1], [0.008], 0.04, 0.8),
+        Latency(small[2], [0.007], 0.06, 1.0),
     ]
     figures = to_milli(latency_document(runs, GIB))
     assert (figures["first_byte_small_ms"], figures["first_byte_small_ms_max"]) == (20.0, 40.0)
     assert figures["small_blobs"] == 9
+    assert (figures["first_byte_layer_ms"], figures["first_byte_layer_ms_max"]) == (7.0, 8.0)
     assert figures["first_byte_small_ms_of_runs"] == [10.0, 30.0, 20.0]
     assert figures["first_byte_large_ms"] == 50.0
     assert (figures["tiny_layers"], figures["tiny_layers_s"]) == (60, 0.9)
