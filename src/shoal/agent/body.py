@@ -21,12 +21,15 @@ class AgentBlob:
     def __init__(
         self, pieces: PieceFile, leeching: Callable[[], BlobSwarm | None], reading: Reading
     ) -> None:
-        """`leeching`: the swarm that fetches the blob now, if one does."""
+        """`leeching`: the swarm that fetches the blob now, if one does.
+
+        Raises what the download failed with, if it did.
+        """
         self.size = pieces.metainfo.size
         self._pieces = pieces
         self._leeching = leeching
         self._reading = reading
-        self._file = pieces.file.acquire()
+        self._file = pieces.acquire()
 
     async def segments(self, start: int, stop: int) -> AsyncGenerator[FileSegment]:
         """Bytes [start, stop) in order; the download goes ahead of where this is."""

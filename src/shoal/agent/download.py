@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from shoal.model.errors import ApiError, StillFetching, Unavailable
 from shoal.origin.client import OriginCluster
 from shoal.store.room import Room
 from shoal.swarm import bits as bitset
-from shoal.swarm.blob import BlobSwarm
+from shoal.swarm.blob import BlobSwarm, share_of
 from shoal.swarm.metainfo import Metainfo
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo
@@ -42,6 +43,9 @@ _FALLBACK_AFTER = 2.0
 
 _STARVED = 1.0
 """Seconds without a piece after which the tracker is asked for peers outside this host's zone."""
+
+_ORIGINS_FIRST = 2.0
+"""Seconds that the origins have for a blob of one piece before other hosts are asked for it."""
 
 _SEEK = 1.0
 """Seconds after which a download asks for more peers the first time; then after twice as many."""
@@ -211,8 +215,8 @@ class Download:
         try:
             await self._check_present(pieces)
             self._timeline.resumed = _bytes_of(pieces)
-            if pieces.metainfo.count <= 1:
-                await self._fetch_small(pieces)
+            if pieces.metainfo.count <= 1 and not pieces.all_verified:
+                await self._fetch_small(pieces, joined.peers)
             if pieces.all_verified:
                 self._sources.node.add(pieces)
             else:
@@ -280,18 +284,28 @@ class Download:
         for index in bitset.indices(pieces.present & ~pieces.verified):
             await pieces.ensure(index)
 
-    async def _fetch_small(self, pieces: PieceFile) -> None:
-        """A blob of one piece is fetched in one request; peers would not make it faster."""
-        if pieces.all_verified:
-            return
+    async def _fetch_small(self, pieces: PieceFile, peers: Sequence[PeerInfo]) -> None:
+        """Fetch a blob of one piece in one request: a swarm would not make it faster.
+
+        When no origin gives it, that is left to the hosts that have it, if there are any.
+        """
+        elsewhere = any(not peer.origin for peer in peers)
         size = pieces.metainfo.size
-        data = await self._sources.origins.read(
-            self.digest,
-            deadline=Deadline.after(_ASK_TIMEOUT),
-            limit=size,
-            namespace=self._namespace,
-        )
+        try:
+            data = await self._sources.origins.read(
+                self.digest,
+                deadline=Deadline.after(_ORIGINS_FIRST if elsewhere else _ASK_TIMEOUT),
+                limit=size,
+                namespace=self._namespace,
+            )
+        except CallFailed as error:
+            if not elsewhere:
+                raise
+            log.warning("peers are asked", digest=str(self.digest), error=str(error))
+            return
         _HTTP_BYTES.inc(len(data))
+        if self._sources.node.ingress is not None:
+            await self._sources.node.ingress.admit(share_of(pieces.metainfo), len(data))
         if not await pieces.store(0, memoryview(data)):
             raise Unavailable(f"{self.digest}: an origin's metainfo and content do not agree")
         self._timeline.received_over_http(size, self._now())

@@ -77,7 +77,7 @@ class AgentService:
         found = await self._find(digest, namespace)
         if isinstance(found, Download):
             try:
-                return self._body(digest, await self._opened(found, deadline))
+                return await self._opened(found, deadline)
             except InsufficientStorage as error:
                 log.warning("a blob passes through", digest=str(digest), why=str(error))
                 _PASSED.inc()
@@ -123,10 +123,11 @@ class AgentService:
 
     # -- downloads
 
-    async def _opened(self, download: Download, deadline: Deadline) -> PieceFile:
+    async def _opened(self, download: Download, deadline: Deadline) -> AgentBlob:
         try:
             async with asyncio.timeout(deadline.remaining()):
-                return await asyncio.shield(download.pieces)
+                pieces = await asyncio.shield(download.pieces)
+            return self._body(download.digest, pieces)
         except TimeoutError as error:
             raise Unavailable(
                 f"neither trackers nor origins have said in time where {download.digest} is"

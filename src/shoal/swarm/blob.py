@@ -7,6 +7,7 @@ import random
 from collections.abc import Hashable, Iterable
 from typing import Protocol
 
+from shoal.model.digest import Digest
 from shoal.swarm import bits as bitset
 from shoal.swarm.limits import SMALL, Share
 from shoal.swarm.link import Endpoint, Link
@@ -40,6 +41,11 @@ class Watcher(Protocol):
     def stalled(self, peer: PeerInfo) -> None: ...
 
 
+def share_of(metainfo: Metainfo) -> Share:
+    """On whose account a blob's bytes go where rates are limited."""
+    return Share(Digest.parse(metainfo.digest), small=metainfo.size <= SMALL)
+
+
 class BlobSwarm:
     """Wires the pure cores of one blob to the links that carry it."""
 
@@ -49,7 +55,7 @@ class BlobSwarm:
         self.metainfo = pieces.metainfo
         self.digest = pieces.digest
         self.count = pieces.metainfo.count
-        self.share = Share(self.digest, small=self.metainfo.size <= SMALL)
+        self.share = share_of(self.metainfo)
         self.seeding = seeding
         self._zone_share: tuple[int, int] | None = None
         self._zoned = False

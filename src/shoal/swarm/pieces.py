@@ -115,6 +115,12 @@ class PieceFile:
         """All bytes are in the file and checked."""
         return self.verified == bitset.full(self.metainfo.count)
 
+    def acquire(self) -> SharedFile:
+        """The file, for one more user; raises what the download failed with."""
+        if self._failure is not None:
+            raise self._failure
+        return self.file.acquire()
+
     def recheck_if_touched(self) -> bool:
         """Forget what was verified when the file was changed by somebody else; whether it was.
 

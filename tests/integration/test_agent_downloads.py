@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An agent's downloads over a real peer endpoint; trackers and origins say what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from shoal.agent.download import Sources
+from shoal.agent.library import Library
+from shoal.agent.service import AgentService
+from shoal.agent.timeline import Journal
+from shoal.model.digest import Digest
+from shoal.model.errors import BlobUnknown
+from shoal.swarm.limits import Share
+from shoal.swarm.peers import PeerInfo, new_peer_id
+from shoal.swarm.throttle import Throttle
+from shoal.tracker.messages import Joined
+from shoal.web.bodies import Blob, FileSegment
+from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed, NotFound, Unreachable
+from tests.integration.swarm_hosts import PATIENCE, Content, Host, Stage, pieces
+
+AN_ORIGIN = PeerInfo(new_peer_id(), "127.0.0.1", 1, origin=True)
+"""That nobody reaches."""
+
+DOWN = Unreachable("GET", "/internal/blobs", "no origin could be asked")
+GONE = NotFound("GET", "/internal/blobs", "no origin has it", status=404)
+
+
+class Origins:
+    """Give small blobs, or fail."""
+
+    def __init__(self) -> None:
+        self.blobs: dict[Digest, bytes] = {}
+        self.failure: CallFailed = DOWN
+        self.patience: list[float] = []
+        """Of those who asked, in seconds."""
+
+    async def read(self, digest: Digest, *, deadline: Deadline, **_: object) -> bytes:
+        self.patience.append(deadline.remaining())
+        if digest in self.blobs:
+            return self.blobs[digest]
+        raise self.failure
+
+    async def open(self, digest: Digest, **_: object) -> Blob:
+        raise self.failure
+
+
+class Agent:
+    """The blobs of an agent, whose part in the swarm is that of a host on the stage."""
+
+    def __init__(self, host: Host, hashing: ThreadPoolExecutor) -> None:
+        self.host = host
+        self.origins = Origins()
+        self.peers: list[PeerInfo] = []
+        """Whom the tracker tells of."""
+        self.library = Library(host.folder / "cache", host.node.executor)
+        self.service = AgentService(Journal(0.0))
+        host.node.provider = self.service
+        self._contents: dict[Digest, Content] = {}
+        silent = SimpleNamespace(fetches=_ignore, has=_ignore, has_not=_ignore, seek=_ignore)
+        sources = Sources(
+            host.node,
+            cast("Any", SimpleNamespace(join=self._join)),
+            cast("Any", silent),
+            cast("Any", self.origins),
+            self.library,
+            cast("Any", SimpleNamespace(reserve=_reserve)),
+            hashing,
+            PATIENCE,
+        )
+        self.service.connect(sources)
+
+    def knows(self, *contents: Content) -> None:
+        """What the tracker knows the metainfo of."""
+        self._contents |= {content.digest: content for content in contents}
+
+    async def _join(self, digest: Digest, *_: object, **__: object) -> Joined:
+        return Joined(self._contents[digest].metainfo, self.peers, 30.0)
+
+    async def open(self, content: Content) -> Blob:
+        return await self.service.open_blob(content.digest, "team/app", Deadline.after(PATIENCE))
+
+    async def read(self, content: Content, start: int = 0, stop: int | None = None) -> bytes:
+        """What a client is sent."""
+        blob = await self.open(content)
+        parts = []
+        try:
+            async with asyncio.timeout(PATIENCE):
+                stop = content.metainfo.size if stop is None else stop
+                async for part in blob.segments(start, stop):
+                    assert isinstance(part, FileSegment)
+                    count = part.stop - part.start
+                    parts.append(os.pread(part.descriptor, count, part.start))
+        finally:
+            await blob.close()
+        return b"".join(parts)
+
+
+def _ignore(*_: object, **__: object) -> None:
+    """Nobody is told."""
+
+
+@asynccontextmanager
+async def _reserve(*_: object) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncGenerator[Stage]:
+    async with Stage(tmp_path) as it:
+        yield it
+
+
+@pytest.fixture
+async def agent(stage: Stage) -> AsyncGenerator[Agent]:
+    with ThreadPoolExecutor(1) as hashing:
+        it = Agent(await stage.host(), hashing)
+        yield it
+        for task in tuple(it.service._tasks.values()):
+            task.cancel()
+            await asyncio.wait([task])
+
+
+# -- blobs of one piece
+
+
+async def test_a_blob_of_one_piece_comes_from_the_origins_in_one_request(agent: Agent) -> None:
+    content = pieces(1)
+    agent.knows(content)
+    agent.origins.blobs[content.digest] = content.data
+    assert await agent.read(content) == content.data
+    assert agent.origins.patience == [pytest.approx(10.0, abs=1.0)]
+
+
+@pytest.mark.parametrize("failure", [DOWN, GONE], ids=["down", "gone"])
+async def test_a_blob_of_one_piece_comes_from_a_host_that_has_it_when_no_origin_gives_it(
+    stage: Stage, agent: Agent, failure: CallFailed
+) -> None:
+    content = pieces(1)
+    seed = await stage.seed(content)
+    agent.knows(content)
+    agent.peers = [AN_ORIGIN, seed.peer]
+    agent.origins.failure = failure
+    assert await agent.read(content) == content.data
+    assert agent.host.received_from(seed) == content.metainfo.size
+    # Origins that hang hold it up for no longer than this.
+    assert agent.origins.patience == [pytest.approx(2.0, abs=1.0)]
+
+
+@pytest.mark.parametrize(
+    "failure, expected", [(DOWN, Unreachable), (GONE, BlobUnknown)], ids=["down", "gone"]
+)
+async def test_a_blob_of_one_piece_that_nobody_gives_fails_at_once_with_the_reason(
+    agent: Agent, failure: CallFailed, expected: type[Exception]
+) -> None:
+    content = pieces(1)
+    agent.knows(content)
+    agent.peers = [AN_ORIGIN]
+    agent.origins.failure = failure
+    with pytest.raises(expected):
+        await agent.open(content)
+
+
+async def test_what_an_origin_gives_over_http_keeps_to_the_limit_on_what_is_received(
+    agent: Agent,
+) -> None:
+    content = pieces(1)
+    agent.knows(content)
+    agent.origins.blobs[content.digest] = content.data
+    ingress = agent.host.node.ingress = CountingThrottle()
+    assert await agent.read(content) == content.data
+    assert ingress.admitted == [(Share(content.digest, small=True), content.metainfo.size)]
+
+
+class CountingThrottle(Throttle):
+    """Notes what is let through besides that of peers."""
+
+    def __init__(self) -> None:
+        super().__init__(1e9, 0)
+        self.admitted: list[tuple[Share, int]] = []
+
+    async def admit(self, share: Share, count: int) -> None:
+        self.admitted.append((share, count))
+        await super().admit(share, count)
