@@ -65,6 +65,39 @@ def test_what_a_reader_waits_for_is_asked_for_in_order_and_only_its_next_pieces(
     assert asked == [("ann", 2), ("ann", 3), ("ann", 4), ("ann", 5), None]
 
 
+def test_readers_take_turns_in_what_they_wait_for_and_in_their_windows() -> None:
+    p = picker(90, window=8)
+    p.add_peer("ann", bitset.full(90), seed=False)
+    starts = [60, 0, 30]
+    for start in starts:
+        p.set_reader(start, start, 0.0)
+    asked = [p.pick_for_reader(0.0, lambda _: 0.1) for _ in range(6)]
+    assert asked == [("ann", start + step) for step in range(2) for start in starts]
+    near = [p.pick("ann", 0.0) for _ in range(6)]
+    assert [index // 30 * 30 for index in near if index is not None] == 2 * starts
+
+
+def test_a_reader_is_given_no_more_than_it_reads_to() -> None:
+    p = picker(90, have=[31], window=16)
+    p.add_peer("ann", bitset.full(90), seed=False)
+    p.set_reader("range", 30, 0.0, stop=33)
+    assert [p.is_near(index, 0.0) for index in (30, 32, 33)] == [True, True, False]
+    assert [p.urgency(index) for index in (29, 30, 32, 33)] == [90, 0, 2, 90]
+    asked = [p.pick_for_reader(0.0, lambda _: 0.1) for _ in range(3)]
+    assert asked == [("ann", 30), ("ann", 32), None]
+    assert p.pick("ann", 0.0, beyond=False) is None
+
+
+def test_a_reader_that_has_all_that_it_reads_waits_for_nothing() -> None:
+    p = picker(9, have=range(4, 9))
+    p.add_peer("ann", bitset.full(9), seed=False)
+    p.set_reader("range", 5, 0.0, stop=7)
+    p.set_reader("last", 8, 0.0)
+    assert p.pick_for_reader(0.0, lambda _: 0.1) is None
+    p.set_reader("first", 0, 0.0)
+    assert p.pick_for_reader(0.0, lambda _: 0.1) == ("ann", 0)
+
+
 def test_what_a_seed_shows_is_asked_for_in_order() -> None:
     p = picker(12)
     p.add_peer("seed", of([3, 7, 8]), seed=True)
@@ -291,7 +324,8 @@ class PickerMachine(RuleBasedStateMachine):
         self.now = 100.0
         self.peers: dict[str, ModelPeer] = {}
         self.checking: set[tuple[str, int]] = set()
-        self.readers: dict[str, int] = {}
+        self.readers: dict[str, tuple[int, int]] = {}
+        """What each needs next, and where it ends, in the order of their turns."""
 
     @initialize(count=st.integers(1, 20), have=st.sets(st.integers(0, 19)), seed=st.integers(0, 99))
     def begin(self, count: int, have: set[int], seed: int) -> None:
@@ -328,10 +362,14 @@ class PickerMachine(RuleBasedStateMachine):
         self.peers[name].bits.add(index)
         self.picker.peer_has(name, index)
 
-    @rule(reader=st.sampled_from("xy"), position=st.integers(0, 22))
-    def set_reader(self, reader: str, position: int) -> None:
-        self.readers[reader] = position
-        self.picker.set_reader(reader, position, self.now)
+    @rule(
+        reader=st.sampled_from("xy"),
+        position=st.integers(0, 22),
+        stop=st.integers(0, 25) | st.none(),
+    )
+    def set_reader(self, reader: str, position: int, stop: int | None) -> None:
+        self.readers[reader] = position, self.count if stop is None else stop
+        self.picker.set_reader(reader, position, self.now, stop)
 
     @rule(reader=st.sampled_from("xy"))
     def remove_reader(self, reader: str) -> None:
@@ -385,13 +423,29 @@ class PickerMachine(RuleBasedStateMachine):
 
     # What the picker says.
 
+    @rule()
+    def pick_for_reader(self) -> None:
+        found = self.picker.pick_for_reader(self.now, lambda _: 0.1)
+        held = set[int]().union(*(peer.bits for peer in self.peers.values()))
+        for reader, span in self.readers.items():
+            able = [index for index in self.window(*span) & held if not self.copies(index)]
+            if able:
+                assert found is not None
+                name, index = found
+                assert index == min(able)
+                assert index in self.peers[name].bits
+                self.peers[name].due[index] = self.now
+                self.readers[reader] = self.readers.pop(reader)
+                return
+        assert found is None
+
     def copies(self, index: int) -> int:
         due = {name for name, peer in self.peers.items() if index in peer.due}
         return len(due | {name for name, i in self.checking if i == index})
 
-    def window(self, position: int) -> set[int]:
-        ahead = [index for index in self.missing if index >= position]
-        return set(range(min(ahead), min(ahead) + 3)) if ahead else set()
+    def window(self, position: int, stop: int) -> set[int]:
+        ahead = [index for index in self.missing if position <= index < stop]
+        return set(range(min(ahead), min(min(ahead) + 3, stop))) if ahead else set()
 
     @precondition(lambda self: self.peers)
     @rule(data=st.data())
@@ -424,9 +478,10 @@ class PickerMachine(RuleBasedStateMachine):
 
     def judge_fresh(self, index: int, fresh: set[int], *, seed: bool) -> None:
         assert index in fresh
-        for position in self.readers.values():
-            if wanted := fresh & self.window(position):
+        for reader, span in self.readers.items():
+            if wanted := fresh & self.window(*span):
                 fresh = wanted
+                self.readers[reader] = self.readers.pop(reader)
                 break
         assert index in fresh
         if seed:

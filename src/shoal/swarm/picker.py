@@ -3,7 +3,8 @@
 
 The few pieces that a reader waits for next are asked for in order, of whoever has them; then come
 those of a window behind its position (`window`), so that bytes can be passed on while the rest
-arrives, and then the others. In the window as outside it the rarest comes first, so that the swarm
+arrives, and then the others. Several readers take turns, piece by piece; none is given more than it
+reads to. In the window as outside it the rarest comes first, so that the swarm
 keeps what it needs to go on without its seeds (Legout et al., "Rarest First and Choke Algorithms
 Are Enough"); were it the lowest, all peers of a host with new pieces would ask it for the same one.
 Pieces that are late are asked for a second time elsewhere.
@@ -49,6 +50,7 @@ class _Peer:
 @dataclass(slots=True)
 class _Reader:
     position: int
+    stop: int
     window: Window
     blocked_on: int = -1
     """The first piece that it misses."""
@@ -136,12 +138,19 @@ class Picker:
 
     # -- who reads where
 
-    def set_reader(self, reader: Hashable, position: int, now: float) -> None:
-        """A reader needs the piece at `position` next, and then those behind it."""
+    def set_reader(
+        self, reader: Hashable, position: int, now: float, stop: int | None = None
+    ) -> None:
+        """A reader needs the piece at `position` next, and then those behind it up to `stop`.
+
+        `stop`: the first piece that it needs no more; by default there is none.
+        """
         known = self._readers.get(reader)
+        end = self.count if stop is None else stop
         if known is None:
-            self._readers[reader] = _Reader(position, Window(now, self._window))
+            self._readers[reader] = _Reader(position, end, Window(now, self._window))
             return
+        known.stop = end
         if position >= known.position:
             known.window.taken(position - known.position, now, self._latency)
         known.position = position
@@ -153,8 +162,12 @@ class Picker:
 
     def urgency(self, index: int) -> int:
         """How many pieces the nearest reader still takes before this one; 0 is waited for."""
-        ahead = [index - reader.position for reader in self._readers.values()]
-        return min((distance for distance in ahead if distance >= 0), default=self.count)
+        ahead = [
+            index - reader.position
+            for reader in self._readers.values()
+            if reader.position <= index < reader.stop
+        ]
+        return min(ahead, default=self.count)
 
     # -- what to ask for
 
@@ -209,8 +222,9 @@ class Picker:
 
         `ease` says of a peer how long it would take; None when it must not be asked now.
         """
-        for reader in self._readers.values():
-            wanted = self._window_of(reader, now) & self._free & (_URGENT << reader.blocked_on)
+        for name, reader in self._readers.items():
+            wanted = self._window_of(reader, now) & self._free
+            wanted &= _URGENT << max(0, reader.blocked_on)
             if not wanted:
                 continue
             offers: dict[str, int] = {}
@@ -230,14 +244,21 @@ class Picker:
                     best = min(able, key=_time)[1]
                     index = bit.bit_length() - 1
                     self._ask(best, self._peers[best], index, now)
+                    self._served(name)
                     return best, index
         return None
 
+    def _served(self, reader: Hashable) -> None:
+        """A piece was asked for on behalf of a reader: now it is the others' turn."""
+        if len(self._readers) > 1:
+            self._readers[reader] = self._readers.pop(reader)
+
     def _choose(self, known: _Peer, candidates: int, now: float, *, beyond: bool) -> int | None:
-        for reader in self._readers.values():
+        for name, reader in self._readers.items():
             window = candidates & self._window_of(reader, now)
             if window:
                 candidates = window
+                self._served(name)
                 break
         else:
             if self._readers and not beyond:
@@ -285,14 +306,14 @@ class Picker:
         if reader.as_of == self.missing:
             return reader.near
         reader.as_of = self.missing
-        ahead = self.missing >> reader.position
+        ahead = (self.missing & bitset.full(reader.stop)) >> reader.position
         if not ahead:
-            reader.near = 0
+            reader.near, reader.blocked_on = 0, -1
             return 0
         first = reader.position + bitset.lowest(ahead)
         if first != reader.blocked_on:
             reader.blocked_on, reader.since = first, now
-        reader.near = bitset.full(reader.window.size) << first
+        reader.near = bitset.full(min(reader.window.size, reader.stop - first)) << first
         return reader.near
 
     def _choose_late(self, peer: str, known: _Peer, now: float) -> int | None:
