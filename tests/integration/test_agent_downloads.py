@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,11 +23,20 @@ from shoal.model.errors import BlobUnknown
 from shoal.swarm.limits import Share
 from shoal.swarm.peers import PeerInfo, new_peer_id
 from shoal.swarm.throttle import Throttle
+from shoal.swarm.wire import Request
 from shoal.tracker.messages import Joined
 from shoal.web.bodies import Blob, FileSegment
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Unreachable
-from tests.integration.swarm_hosts import PATIENCE, Content, Host, Stage, pieces
+from tests.integration.swarm_hosts import (
+    PATIENCE,
+    PIECE,
+    Content,
+    Host,
+    Puppet,
+    Stage,
+    pieces,
+)
 
 AN_ORIGIN = PeerInfo(new_peer_id(), "127.0.0.1", 1, origin=True)
 """That nobody reaches."""
@@ -83,6 +92,15 @@ class Agent:
     def knows(self, *contents: Content) -> None:
         """What the tracker knows the metainfo of."""
         self._contents |= {content.digest: content for content in contents}
+
+    async def keep(self, content: Content, have: Iterable[int]) -> None:
+        """An earlier process left these pieces."""
+        file = self.library.partial(content.metainfo)
+        for index in have:
+            assert await file.store(index, memoryview(content.piece(index)))
+        if file.all_verified:
+            self.library.finish(file)
+        file.close()
 
     async def _join(self, digest: Digest, *_: object, **__: object) -> Joined:
         return Joined(self._contents[digest].metainfo, self.peers, 30.0)
@@ -192,3 +210,62 @@ class CountingThrottle(Throttle):
     async def admit(self, share: Share, count: int) -> None:
         self.admitted.append((share, count))
         await super().admit(share, count)
+
+
+# -- readers that were there before the download was
+
+
+async def test_what_a_reader_waits_for_is_asked_for_first_when_a_download_is_taken_up_again(
+    stage: Stage, agent: Agent
+) -> None:
+    content = pieces(200)
+    await agent.keep(content, {0, 1, 2, *range(120, 200)})
+    seed = await stage.puppet(asked := Giver(content))
+    agent.knows(content)
+    agent.peers = [seed.peer]
+    assert await agent.read(content) == content.data
+    assert asked[:4] == [3, 4, 5, 6]
+
+
+async def test_what_a_reader_waits_for_is_asked_for_first_when_a_cached_blob_is_mended(
+    stage: Stage, agent: Agent
+) -> None:
+    content = pieces(200)
+    await agent.keep(content, range(200))
+    with agent.library._store.path(content.digest).open("r+b") as file:
+        file.seek(5 * PIECE)
+        file.write(bytes(150 * PIECE))
+    seed = await stage.puppet(asked := Giver(content))
+    agent.knows(content)
+    agent.peers = [seed.peer]
+    assert await agent.read(content) == content.data
+    assert asked[:4] == [5, 6, 7, 8]
+
+
+async def test_a_range_has_no_more_fetched_before_the_rest_than_it_reads(
+    stage: Stage, agent: Agent
+) -> None:
+    content = pieces(200)
+    seed = await stage.puppet(asked := Giver(content))
+    agent.knows(content)
+    agent.peers = [seed.peer]
+    assert await agent.read(content, 100 * PIECE, 100 * PIECE + 1) == content.piece(100)[:1]
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(*agent.service._tasks.values())
+    assert asked[0] == 100
+    assert not set(asked[1:9]) <= set(range(100, 164))
+
+
+class Giver(list[int]):
+    """Plays a host that has a blob: gives each piece that is asked for, and notes which it was."""
+
+    def __init__(self, content: Content) -> None:
+        super().__init__()
+        self._content = content
+
+    async def __call__(self, puppet: Puppet) -> None:
+        puppet.open(self._content, self._content.full)
+        async for message, _ in puppet.listen():
+            if isinstance(message, Request):
+                self.append(message.index)
+                puppet.give(self._content, message.index)

@@ -187,7 +187,7 @@ async def test_what_a_reader_waits_for_is_asked_for_first_and_then_what_is_near(
     seed = await stage.puppet(play)
     leecher = await stage.host()
     blob = leecher.leech(content, [])
-    blob.set_reader("reader", start * PIECE)
+    blob.pieces.readers.set("reader", start * PIECE, content.metainfo.size)
     blob.add_peers([seed.peer])
     # Little beyond the first run is sent until the reader has got that.
     async with asyncio.timeout(PATIENCE):
@@ -208,14 +208,14 @@ async def test_a_reader_gets_runs_in_order_and_any_number_may_read(stage: Stage)
 
     async def read(start: int, stop: int) -> bytes:
         reader = object()
-        blob.set_reader(reader, start)
+        blob.pieces.readers.set(reader, start, stop)
         parts = []
         with leecher.path(content).open("rb", buffering=0) as file:
             async for begin, end in blob.pieces.readable(start, stop):
                 file.seek(begin)
                 parts.append(file.read(end - begin))
-                blob.set_reader(reader, end)
-        blob.remove_reader(reader)
+                blob.pieces.readers.set(reader, end, stop)
+        blob.pieces.readers.remove(reader)
         return b"".join(parts)
 
     ranges = [(0, content.metainfo.size), (5, 6), (PIECE - 1, PIECE + 1), (99_999, 200_000)]

@@ -94,7 +94,6 @@ class Download:
         self.digest = digest
         self.pieces: asyncio.Future[PieceFile] = asyncio.get_running_loop().create_future()
         """The file, as soon as the size of the blob is known; or why it cannot be had."""
-        self.swarm: BlobSwarm | None = None
         self.finishing = False
         """The blob is whole and right, and is being given its place in the cache."""
         self._namespace = namespace
@@ -212,6 +211,7 @@ class Download:
         """Return when the blob is whole and its digest is right."""
         hashing = asyncio.create_task(self._hash(pieces))
         learning: asyncio.Task[None] | None = None
+        swarm: BlobSwarm | None = None
         try:
             await self._check_present(pieces)
             self._timeline.resumed = _bytes_of(pieces)
@@ -221,23 +221,22 @@ class Download:
                 self._sources.node.add(pieces)
             else:
                 node = self._sources.node
-                self.swarm = node.add(pieces)
-                self.swarm.watcher = self._timeline
+                swarm = node.add(pieces)
+                swarm.watcher = self._timeline
                 if node.peer.zone:
-                    self.swarm.keep_to_zone(joined.share)
+                    swarm.keep_to_zone(joined.share)
                 node.leech(pieces, joined.peers)
                 if not pieces.metainfo.whole:
-                    learning = asyncio.create_task(self._learn(pieces, self.swarm))
-                await self._watch(pieces, self.swarm, hashing)
+                    learning = asyncio.create_task(self._learn(pieces, swarm))
+                await self._watch(pieces, swarm, hashing)
             found = await hashing
             self._timeline.hash_done(self._now())
         finally:
             hashing.cancel()
             if learning is not None:
                 learning.cancel()
-            if self.swarm is not None:
-                self.swarm.stop_leeching()
-                self.swarm = None
+            if swarm is not None:
+                swarm.stop_leeching()
         if found != self.digest:
             await asyncio.to_thread(self._sources.library.discard_partial, self.digest)
             raise Unavailable(

@@ -112,11 +112,7 @@ class AgentService:
 
     def _body(self, digest: Digest, pieces: PieceFile) -> AgentBlob:
         reading = self._journal.begin_reading(digest, self._sources.node.now())
-        return AgentBlob(pieces, lambda: self._leeching(digest), reading)
-
-    def _leeching(self, digest: Digest) -> BlobSwarm | None:
-        download = self._downloads.get(digest)
-        return None if download is None else download.swarm
+        return AgentBlob(pieces, reading)
 
     def _node_blob(self, digest: Digest) -> BlobSwarm | None:
         return self._sources.node.blobs.get(digest)

@@ -81,6 +81,7 @@ class BlobSwarm:
             )
             if self._zone_share is not None:
                 self.picker.set_share(*self._zone_share)
+            self.pieces.readers.follow(self)
             for link in self.links.values():
                 self._introduce(self.picker, link)
         self.add_peers(peers)
@@ -139,19 +140,21 @@ class BlobSwarm:
         if self.picker is None:
             return
         picker, self.picker = self.picker, None
+        self.pieces.readers.unfollow()
         self.watcher = None
         self.candidates.clear()
         for link in self.links.values():
             for index in picker.asked_of(link.id):
                 link.cancel(self, index)
 
-    def set_reader(self, reader: Hashable, start: int) -> None:
-        """Somebody reads from byte `start` on."""
+    def set_reader(self, reader: Hashable, start: int, stop: int) -> None:
+        """Somebody on this host needs the bytes [start, stop) next (`PieceFile.readers`)."""
         if self.picker is not None:
-            self.picker.set_reader(reader, start // self.metainfo.piece_size, self.node.now())
+            size, now = self.metainfo.piece_size, self.node.now()
+            self.picker.set_reader(reader, start // size, now, stop=-(-stop // size))
 
     def remove_reader(self, reader: Hashable) -> None:
-        """Somebody reads no more."""
+        """Somebody on this host reads no more."""
         if self.picker is not None:
             self.picker.remove_reader(reader)
 

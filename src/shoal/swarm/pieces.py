@@ -20,6 +20,7 @@ from typing import TypeVar
 from shoal.model.digest import Digest
 from shoal.swarm import bits as bitset
 from shoal.swarm.metainfo import Metainfo
+from shoal.swarm.readers import Readers
 
 _AHEAD = 4
 """Pieces that a reader has checked in advance."""
@@ -100,6 +101,7 @@ class PieceFile:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._checking: dict[int, asyncio.Future[bool]] = {}
         self._failure: Exception | None = None
+        self.readers = Readers()
         self.on_damaged: Callable[[int], None] | None = None
         """Called when a piece that was thought to be here turns out wrong."""
         self._stamp: tuple[int, int] | None = file.stamp()
