@@ -107,12 +107,16 @@ def test_what_a_seed_shows_is_asked_for_in_order() -> None:
 
 def test_a_relay_asks_outside_its_zone_for_its_share_alone() -> None:
     p = picker(9)
-    p.set_share(1, 3)
+    p.set_share((1, 3))
     p.add_peer("far", bitset.full(9), seed=False, outside=True)
     p.set_reader("r", 0, 0.0)
     asked = [p.pick("far", 0.0) for _ in range(4)]
     assert asked[:3] == [1, 4, 7]
     assert asked[3] is None
+    p.set_share((0, 1))
+    assert p.pick("far", 0.0) in {0, 2, 3}
+    p.set_share(None)
+    assert p.pick("far", 0.0) is None
 
 
 def test_what_no_reader_waits_for_is_left_alone_when_told_so_unless_a_seed_shows_it() -> None:
@@ -136,7 +140,7 @@ def test_where_nobody_reads_all_pieces_are_alike() -> None:
 
 def test_a_relays_share_is_asked_for_outside_though_no_reader_waits_for_it() -> None:
     p = picker(20)
-    p.set_share(1, 3)
+    p.set_share((1, 3))
     p.add_peer("far", of([9, 10]), seed=False, outside=True)
     p.set_reader("r", 0, 0.0)
     assert p.promising(0.0, beyond=False) == ["far"]

@@ -166,8 +166,7 @@ class Host:
             if picker is None:
                 continue
             told = self.world.announce(self, layer, complete=False, starved=starved)
-            if told.share is not None:
-                picker.set_share(*told.share)
+            picker.set_share(told.share)
             for peer in told.peers:
                 self.candidates[layer][peer.id] = peer
             self._connect(layer)

@@ -79,8 +79,7 @@ class BlobSwarm:
                 rng=self.node.rng,
                 known=self.metainfo.known,
             )
-            if self._zone_share is not None:
-                self.picker.set_share(*self._zone_share)
+            self.picker.set_share(self._zone_share)
             self.pieces.readers.follow(self)
             for link in self.links.values():
                 self._introduce(self.picker, link)
@@ -124,11 +123,12 @@ class BlobSwarm:
     def keep_to_zone(self, share: tuple[int, int] | None) -> None:
         """The tracker knows of zones: what comes from other zones is this host's share at most.
 
-        `share`: its place among the relays of its zone, and their number; None: it is none of them.
+        `share`: its place among the relays of its zone, and their number; None: it is none of them
+        (any more: what was asked for until now may still come).
         """
         self._zoned, self._zone_share = True, share
-        if self.picker is not None and share is not None:
-            self.picker.set_share(*share)
+        if self.picker is not None:
+            self.picker.set_share(share)
 
     def _introduce(self, picker: Picker, link: Link) -> None:
         outside = self._zoned and link.peer is not None and link.peer.zone != self.node.peer.zone

@@ -93,9 +93,13 @@ class Picker:
 
     # -- who has what
 
-    def set_share(self, place: int, places: int) -> None:
-        """This host is a relay of its zone: it brings in every `places`-th piece from outside."""
-        self._share = sum(1 << index for index in range(place, self.count, places))
+    def set_share(self, share: tuple[int, int] | None) -> None:
+        """What this host brings into its zone: from `share[0]` on every `share[1]`-th piece.
+
+        None: nothing; others are its zone's relays.
+        """
+        places = () if share is None else range(share[0], self.count, share[1])
+        self._share = sum(1 << index for index in places)
 
     def add_peer(self, peer: str, have: int, *, seed: bool, outside: bool = False) -> None:
         """A peer shows these pieces; a second call replaces what it showed before.

@@ -28,6 +28,9 @@ nobody else there has, and so a few are not enough."""
 _OUTSIDE = 2
 """Relays of each other zone that a relay is told of."""
 
+_EVERYTHING = 0, 1
+"""The share of who need not keep to its zone."""
+
 _FAR_ORIGINS = 2
 """Origins of other zones that a relay is told of."""
 
@@ -67,7 +70,8 @@ class Handout:
 
     peers: list[PeerInfo]
     share: tuple[int, int] | None
-    """For a relay its place among the relays of its zone, and the number of places."""
+    """For a relay its place among the relays of its zone, and the number of places; for who is
+    starved (0, 1), all of it."""
 
 
 class _Entry:
@@ -199,7 +203,8 @@ class Roster:
     ) -> Handout:
         """Peers for a leecher that was put in: up to `limit`, a relay somewhat more.
 
-        `starved`: it gets nothing from those that it has; then its zone is no bound.
+        `starved`: it gets nothing from those that it has. Who waits in vain for what its zone's
+        relays bring may take everything from anywhere, until it announces itself without.
         """
         zone = self._zones[me.zone]
         shuffled = rng.sample(origins, len(origins))
@@ -211,7 +216,7 @@ class Roster:
         if not others and not (far and me.zone):
             peers = choose(me.id, origins=shuffled, seeds=seeds, leechers=leechers, limit=limit)
             zone.note(peers)
-            return Handout(peers, None)
+            return Handout(peers, _EVERYTHING if starved else None)
         place = zone.place_of(me.id)
         outside: list[PeerInfo] = []
         if place is not None:
@@ -223,7 +228,8 @@ class Roster:
         inside = choose(me.id, origins=near, seeds=seeds, leechers=leechers, limit=limit)
         zone.note(inside)
         unique = {peer.id: peer for peer in chain(outside, inside)}
-        return Handout(list(unique.values()) or far[:1], None if place is None else (place, RELAYS))
+        share = None if place is None else (place, RELAYS)
+        return Handout(list(unique.values()) or far[:1], _EVERYTHING if starved else share)
 
     def peers(self) -> tuple[list[PeerInfo], list[PeerInfo]]:
         """All that have the blob, and all that fetch it."""

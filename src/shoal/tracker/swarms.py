@@ -81,11 +81,9 @@ class Swarms:
         swarm = self._note(peer, digest, complete, now)
         if complete:
             return Handout([], None)
-        told = swarm.hand_out(
+        return swarm.hand_out(
             peer, origins=origins, limit=self._handout, rng=self._rng, starved=starved
         )
-        # Who waits in vain for what its zone's relays bring may take all of it from anywhere.
-        return Handout(told.peers, (0, 1)) if starved else told
 
     def restore(
         self, peer: PeerInfo, digest: str, *, complete: bool, heard: float, now: float

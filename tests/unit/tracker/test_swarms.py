@@ -297,6 +297,9 @@ def test_who_is_starved_may_fetch_everything_from_any_zone() -> None:
     told = swarm.announce(last, BLOB, complete=False, starved=True, now=1.0)
     assert seed in told.peers
     assert told.share == (0, 1)
+    told = swarm.announce(last, BLOB, complete=False, now=2.0)
+    assert told.share is None
+    assert {other.zone for other in told.peers} == {last.zone}
 
 
 def test_an_origin_of_another_zone_is_left_to_relays_as_long_as_there_are_others() -> None:
