@@ -17,14 +17,15 @@ import pytest
 from shoal.model.digest import Digest
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.pieces import PieceFile
+from shoal.swarm.view import swarm_view
 from tests.cluster import RunningCluster
 from tests.integration.swarm_hosts import PATIENCE, Host, Stage, pieces, until
 
 RATE = 12_000_000
 """Bytes/s at most that who fetches receives: what it takes without silence is known."""
 
-BEARABLE = 3.0
-"""Seconds that a silent peer may cost: less than one, on a machine with time to spare."""
+BEARABLE = 4.0
+"""Seconds that a silent peer may cost: one or two, and more on a machine that is busy."""
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ class Line:
 async def test_a_seeder_that_falls_silent_costs_a_second_or_two(
     stage: Stage, origin: bool, share: float
 ) -> None:
-    content = pieces(160, piece_size=128 * 1024)
+    content = pieces(80, piece_size=256 * 1024)
     seeds = [
         await stage.seed(content, origin=(rank, 3) if origin else None)
         for rank in range(3 if origin else 2)
@@ -98,7 +99,7 @@ async def test_a_seeder_that_falls_silent_costs_a_second_or_two(
         began = loop.time()
         blob.add_peers([line.peer, *(seed.peer for seed in seeds[1:])])
         await until(lambda: blob.pieces.verified.bit_count() >= share * content.count)
-        await until(lambda: leecher.traffic.bytes_received[line.peer.id])
+        await until(lambda: leecher.received_from(seeds[0]))
         line.hold()
         await leecher.whole(content)
         took = loop.time() - began
@@ -158,6 +159,27 @@ async def received(http: aiohttp.ClientSession, cluster: RunningCluster, agent: 
     async with http.get(f"{cluster.agents[-1].admin}/swarm") as answer:
         links = (await answer.json())["links"]
     return sum(link["received"] for link in links if link["id"] == giver)
+
+
+async def test_a_peer_that_sends_nothing_of_what_is_due_is_shown_as_slow(stage: Stage) -> None:
+    content = pieces(120, piece_size=256 * 1024)
+    giving, silent = await stage.seed(content), await stage.seed(content)
+    leecher = await stage.host(ingress=RATE)
+
+    def shown(host: Host) -> tuple[bool, bool]:
+        """Whether a peer is slow, and whether pieces are due from it."""
+        [link] = [it for it in swarm_view(leecher.node)["links"] if it["id"] == host.peer.id]
+        return link["slow"], link["bytes_asked_for"] > 0
+
+    async with Line.to(silent) as line:
+        leecher.leech(content, []).add_peers([line.peer, giving.peer])
+        await until(lambda: all(map(leecher.received_from, (giving, silent))))
+        assert [shown(giving)[0], shown(silent)[0]] == [False, False]
+        line.hold()
+        await until(lambda: shown(silent) == (True, True))
+        await until(lambda: shown(silent) == (True, False))
+        assert shown(giving)[0] is False
+        await leecher.whole(content)
 
 
 async def read(pieces: PieceFile) -> float:

@@ -66,7 +66,7 @@ class PeerConfig(Config):
 
     handshake_timeout: Duration = 5.0
     request_timeout: Duration = 4.0
-    """A piece that takes longer than this is asked for elsewhere."""
+    """Silence that is borne from a peer that pieces are due from, at most."""
 
     ingress: Rate = 0.0
     """Bytes of pieces received per second, over all peers; 0: no limit."""

@@ -49,7 +49,7 @@ class Pace:
 
     def room(self, length: int, now: float) -> bool:
         """Whether a piece of this length may be asked for now; one always may, unless punished."""
-        if now < self._away_until or self._pieces >= MAX_PIECES:
+        if self.away(now) or self._pieces >= MAX_PIECES:
             return False
         return self.in_flight == 0 or self.in_flight + length <= self._target
 
@@ -96,6 +96,10 @@ class Pace:
             return self._timeout
         most = max(self._timeout, 2 * self._typical)
         return min(most, max(_MIN_TIMEOUT, 4 * self._typical))
+
+    def away(self, now: float) -> bool:
+        """Whether it is asked for nothing, as it stalled."""
+        return now < self._away_until
 
     def punish(self, now: float) -> int:
         """Ask nothing of it for a while, longer each time; returns how often it stalled."""

@@ -11,7 +11,8 @@ from shoal.swarm.link import Link
 from shoal.swarm.node import SwarmNode
 
 _SLOW = 4
-"""A peer that pieces are due from is slow when it sends less than the median by this factor."""
+"""A peer that pieces are due from is slow when it sends less than the median by this factor, or
+nothing at all; in that case also while it is asked for nothing because of that."""
 
 
 def swarm_view(node: SwarmNode) -> dict[str, Any]:
@@ -60,8 +61,9 @@ def _link(node: SwarmNode, link: Link, typical: float, now: float) -> dict[str, 
         "bytes_asked_for": link.pace.in_flight,
         "pieces_to_send": link.connection.pieces_queued + node.uploads.waiting(link),
         "paused": link.connection.paused,
-        "slow": bool(link.pace.in_flight)
-        and (link.pace.stalled(now) or receiving * _SLOW < typical),
+        "slow": link.pace.away(now)
+        or link.pace.stalled(now)
+        or (bool(link.pace.in_flight) and receiving * _SLOW < typical),
     }
 
 

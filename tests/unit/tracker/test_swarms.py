@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -126,6 +128,21 @@ def test_in_a_crowd_one_origin_and_many_leechers_are_handed_out() -> None:
     told = swarm.announce(peer(200), BLOB, complete=False, origins=ORIGINS, now=1.0).peers
     assert len(told) == 10
     assert sum(other.origin for other in told) == 1
+
+
+@pytest.mark.parametrize("complete", [0, 40])
+def test_all_of_a_kind_are_handed_out_about_as_often(complete: int) -> None:
+    """By chance alone some would be handed out twice as often as others."""
+    swarm = swarms(handout=12)
+    kind = range(1, 1 + (complete or 100))
+    for number in kind:
+        join(swarm, number, complete=bool(complete))
+    told = Counter[str]()
+    for number in range(101, 301) if complete else 6 * list(kind):
+        told.update(other.id for other in join(swarm, number))
+    counts = [told[peer(number).id] for number in kind]
+    assert min(counts) > 20
+    assert max(counts) <= 1.3 * min(counts)
 
 
 def test_origins_are_spread_over_the_peers() -> None:
