@@ -182,6 +182,17 @@ async def test_a_peer_that_sends_nothing_of_what_is_due_is_shown_as_slow(stage: 
         await leecher.whole(content)
 
 
+async def test_all_that_is_shown_is_described(stage: Stage) -> None:
+    content = pieces(9)
+    seed, leecher = await stage.seed(content), await stage.host()
+    await leecher.fetch(content, [seed])
+    view = swarm_view(leecher.node)
+    page = (Path(__file__).parents[2] / "docs" / "operations" / "slow-pulls.md").read_text()
+    table = page.partition("`GET /swarm`")[2]
+    for key in [*view, *view["limits"], *view["peer"], *view["links"][0], *view["blobs"][0]]:
+        assert f"`{key}`" in table or f"[].{key}`" in table, key
+
+
 async def read(pieces: PieceFile) -> float:
     """Read all of a blob as a client does; the longest time in seconds without a byte."""
     clock = asyncio.get_running_loop().time
