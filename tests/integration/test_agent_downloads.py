@@ -189,6 +189,32 @@ async def test_a_blob_of_one_piece_that_nobody_gives_fails_at_once_with_the_reas
         await agent.open(content)
 
 
+async def test_a_layer_of_one_piece_is_asked_of_an_origin_before_anybody_is_asked_where_it_is(
+    agent: Agent,
+) -> None:
+    content = pieces(1)
+    agent.origins.blobs[content.digest] = content.data
+    await agent.service.fetch(content.digest, "team/app", content.metainfo.size)
+    assert await agent.read(content) == content.data  # No tracker knows it.
+    assert len(agent.origins.patience) == 1
+
+
+@pytest.mark.parametrize("given", [None, b"something else"], ids=["nothing", "another blob"])
+async def test_a_layer_of_one_piece_that_no_origin_gives_is_looked_for(
+    stage: Stage, agent: Agent, given: bytes | None
+) -> None:
+    content = pieces(1)
+    if given is not None:
+        agent.origins.blobs[content.digest] = given
+    await agent.service.fetch(content.digest, "team/app", content.metainfo.size)
+    seed = await stage.seed(content)
+    agent.knows(content)
+    agent.peers = [AN_ORIGIN, seed.peer]
+    agent.origins.blobs.clear()
+    assert await agent.read(content) == content.data
+    assert agent.host.received_from(seed) == content.metainfo.size
+
+
 async def test_what_an_origin_gives_over_http_keeps_to_the_limit_on_what_is_received(
     agent: Agent,
 ) -> None:

@@ -22,7 +22,7 @@ from shoal.origin.client import OriginCluster
 from shoal.store.room import Room
 from shoal.swarm import bits as bitset
 from shoal.swarm.blob import BlobSwarm, share_of
-from shoal.swarm.metainfo import Metainfo
+from shoal.swarm.metainfo import MIN_PIECE, Metainfo, metainfo_of
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.pieces import PieceFile
@@ -88,9 +88,15 @@ class Download:
         namespace: str,
         sources: Sources,
         timeline: DownloadTimeline,
+        *,
         damaged: PieceFile | None = None,
+        said: int | None = None,
     ) -> None:
-        """`damaged`: the file of a cached blob of which pieces turned out wrong, to be mended."""
+        """`damaged`: the file of a cached blob of which pieces turned out wrong, to be mended.
+
+        `said`: bytes of the blob as a manifest says; where that is one piece, an origin is asked
+        for it before anyone is asked where it is.
+        """
         self.digest = digest
         self.pieces: asyncio.Future[PieceFile] = asyncio.get_running_loop().create_future()
         """The file, as soon as the size of the blob is known; or why it cannot be had."""
@@ -100,12 +106,15 @@ class Download:
         self._sources = sources
         self._timeline = timeline
         self._damaged = damaged
+        self._said = said
+        self._brought: bytes | None = None
+        """The blob, when it is one piece and came before all else."""
 
     async def run(self) -> None:
         """Fetch the blob and cache it. Failures go to those who read, and into the log."""
         pieces: PieceFile | None = None
         try:
-            joined = await self._locate_fetched()
+            joined = await self._bring() or await self._locate_fetched()
             file = self._sources.library.partial_path(self.digest)
             async with self._sources.room.reserve(self.digest, joined.metainfo.size, file):
                 pieces = await self._open(joined.metainfo)
@@ -149,6 +158,31 @@ class Download:
             self._sources.node.remove(self.digest)
         else:
             pieces.close()
+
+    async def _bring(self) -> Joined | None:
+        """A blob of one piece by one request; None where that is not so, or not to be had."""
+        said = self._said
+        if said is None or said > MIN_PIECE or self._damaged is not None:
+            return None
+        try:
+            data = await self._read(said, _ORIGINS_FIRST)
+        except CallFailed as error:
+            log.info("a small blob is looked for", digest=str(self.digest), error=str(error))
+            return None
+        metainfo = await asyncio.to_thread(metainfo_of, data)
+        if metainfo.digest != str(self.digest):
+            return None  # Or it has another algorithm, which the origins know to check.
+        self._brought = data
+        self._located(metainfo, [], "manifest")
+        return Joined(metainfo, [], 0.0)
+
+    async def _read(self, limit: int, within: float) -> bytes:
+        return await self._sources.origins.read(
+            self.digest,
+            deadline=Deadline.after(within),
+            limit=limit,
+            namespace=self._namespace,
+        )
 
     async def _locate_fetched(self) -> Joined:
         """As `_locate`, however long the origins take to fetch the blob from its backend.
@@ -290,18 +324,15 @@ class Download:
         """
         elsewhere = any(not peer.origin for peer in peers)
         size = pieces.metainfo.size
-        try:
-            data = await self._sources.origins.read(
-                self.digest,
-                deadline=Deadline.after(_ORIGINS_FIRST if elsewhere else _ASK_TIMEOUT),
-                limit=size,
-                namespace=self._namespace,
-            )
-        except CallFailed as error:
-            if not elsewhere:
-                raise
-            log.warning("peers are asked", digest=str(self.digest), error=str(error))
-            return
+        data = self._brought
+        if data is None:
+            try:
+                data = await self._read(size, _ORIGINS_FIRST if elsewhere else _ASK_TIMEOUT)
+            except CallFailed as error:
+                if not elsewhere:
+                    raise
+                log.warning("peers are asked", digest=str(self.digest), error=str(error))
+                return
         _HTTP_BYTES.inc(len(data))
         if self._sources.node.ingress is not None:
             await self._sources.node.ingress.admit(share_of(pieces.metainfo), len(data))

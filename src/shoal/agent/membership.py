@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from cachetools import LRUCache
 
 from shoal.model.digest import Digest
-from shoal.model.manifest import FoundManifest
+from shoal.model.manifest import Descriptor, FoundManifest
+
+_UNSAID = -1
 
 CAPACITY = 100_000
 """Pairs of a repository and a blob or manifest; some 30 MB."""
@@ -26,14 +28,19 @@ class Membership:
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._blobs: LRUCache[tuple[str, Digest], bool] = LRUCache(capacity)
+        self._blobs: LRUCache[tuple[str, Digest], int] = LRUCache(capacity)
+        """With the size that a manifest gave; `_UNSAID` when none did."""
         self._manifests: LRUCache[tuple[str, Digest], FoundManifest] = LRUCache(capacity)
         self._learned: LRUCache[tuple[str, Digest], bool] = LRUCache(capacity)
 
-    def confirm_blobs(self, repository: str, digests: Iterable[Digest]) -> None:
-        """The build-index said that the repository has them."""
-        for digest in digests:
-            self._blobs[repository, digest] = True
+    def confirm_blob(self, repository: str, digest: Digest) -> None:
+        """The build-index said that the repository has it."""
+        self._blobs.setdefault((repository, digest), _UNSAID)
+
+    def confirm_blobs(self, repository: str, blobs: Iterable[Descriptor]) -> None:
+        """A manifest of the repository needs them, so it had them."""
+        for blob in blobs:
+            self._blobs[repository, blob.digest] = blob.size
 
     def confirm_manifest(self, repository: str, found: FoundManifest) -> None:
         """The build-index found the manifest in the repository."""
@@ -57,7 +64,12 @@ class Membership:
 
     def has_blob(self, repository: str, digest: Digest) -> bool:
         """Whether the repository had the blob when that was last said."""
-        return self._blobs.get((repository, digest), False)
+        return self._blobs.get((repository, digest)) is not None
+
+    def size_of(self, repository: str, digest: Digest) -> int | None:
+        """Bytes of a blob as a manifest of the repository says, which may be wrong."""
+        size = self._blobs.get((repository, digest), _UNSAID)
+        return None if size == _UNSAID else size
 
     def manifest(self, repository: str, digest: Digest) -> FoundManifest | None:
         """The manifest, if the repository had it when that was last said."""

@@ -84,7 +84,7 @@ class Blobs(Protocol):
 
     async def size(self, digest: Digest, deadline: Deadline, namespace: str = "") -> int | None: ...
 
-    async def fetch(self, digest: Digest, namespace: str) -> None: ...
+    async def fetch(self, digest: Digest, namespace: str, size: int | None = None) -> None: ...
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob: ...
 
@@ -214,7 +214,7 @@ class Pulls:
         of an index may live elsewhere, so the build-index is asked about them, now that it answers;
         upstreams are not, which count what they are asked for, as this host wants one child of all.
         """
-        self._membership.confirm_blobs(repository, [blob.digest for blob in manifest.blobs()])
+        self._membership.confirm_blobs(repository, manifest.blobs())
         children = [child.digest for child in manifest.children[:LOOK_AHEAD]]
         try:
             answers = await asyncio.gather(
@@ -255,8 +255,10 @@ class Pulls:
         what may be foreign, and no byte is sent before the build-index has answered.
         """
         if self._membership.has_blob(repository, digest):
+            size = self._membership.size_of(repository, digest)
             member, _ = await asyncio.gather(
-                self._has_blob(repository, digest, deadline), self._blobs.fetch(digest, repository)
+                self._has_blob(repository, digest, deadline),
+                self._blobs.fetch(digest, repository, size),
             )
         else:
             member = await self._has_blob(repository, digest, deadline)
@@ -282,7 +284,7 @@ class Pulls:
         self._silent = False
         if member:
             self._journal.asked_membership(digest, monotonic() - began)
-            self._membership.confirm_blobs(repository, [digest])
+            self._membership.confirm_blob(repository, digest)
         else:
             self._membership.deny_blob(repository, digest)
         return member

@@ -65,9 +65,12 @@ class AgentService:
             size = await self._sources.origins.stat(digest, deadline=deadline, namespace=namespace)
         return size
 
-    async def fetch(self, digest: Digest, namespace: str) -> None:
-        """Begin to download the blob, unless that was begun before or it is here."""
-        await self._find(digest, namespace)
+    async def fetch(self, digest: Digest, namespace: str, size: int | None = None) -> None:
+        """Begin to download the blob, unless that was begun before or it is here.
+
+        `size`: its bytes as a manifest says.
+        """
+        await self._find(digest, namespace, size)
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob:
         """A blob, from this host's disk or while it arrives; raises `BlobUnknown`.
@@ -92,7 +95,9 @@ class AgentService:
         except NotFound as error:
             raise BlobUnknown(error.detail, detail={"digest": str(digest)}) from error
 
-    async def _find(self, digest: Digest, namespace: str) -> BlobSwarm | Download:
+    async def _find(
+        self, digest: Digest, namespace: str, size: int | None = None
+    ) -> BlobSwarm | Download:
         """The blob on this host's disk, or its download, which begins if need be."""
         if (going := self._evicting.get(digest)) is not None:
             await asyncio.wait([going])
@@ -108,7 +113,7 @@ class AgentService:
         if download is None and swarm is not None:
             swarm.last_used = swarm.node.now()
             return swarm
-        return download or self._download(digest, namespace)
+        return download or self._download(digest, namespace, size=size)
 
     def _body(self, digest: Digest, pieces: PieceFile) -> AgentBlob:
         reading = self._journal.begin_reading(digest, self._sources.node.now())
@@ -134,10 +139,14 @@ class AgentService:
             ) from error
 
     def _download(
-        self, digest: Digest, namespace: str, damaged: PieceFile | None = None
+        self,
+        digest: Digest,
+        namespace: str,
+        damaged: PieceFile | None = None,
+        size: int | None = None,
     ) -> Download:
         timeline = self._journal.begin_download(digest, self._sources.node.now())
-        download = Download(digest, namespace, self._sources, timeline, damaged)
+        download = Download(digest, namespace, self._sources, timeline, damaged=damaged, said=size)
         self._downloads[digest] = download
         self._sources.announcer.fetches(digest)
         task = asyncio.get_running_loop().create_task(self._run(download))

@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from shoal.agent.timeline import Kind
 from shoal.agent.why_report import BlobReport, PullReport, SourceReport, Status
 
+_LOCATING = {
+    "origins": "waiting for the origins to say who has the blob",
+    "manifest": "waiting for an origin to give the blob",
+}
 _SHORT = 19
 """Characters of a digest that tell it from others: the algorithm and 12 digits."""
 
@@ -74,8 +78,10 @@ def _causes(report: PullReport, blob: BlobReport) -> Iterator[tuple[float, str]]
         yield manifest.read_s, f"reading a manifest from {_place(manifest.source)}"
     if blob.membership_s is not None:
         yield blob.membership_s, "asking the build-index whether the repository has the blob"
-    where = "the origins" if blob.located_by == "origins" else "the tracker"
-    yield blob.join_s, f"waiting for {where} to say who has the blob"
+    yield (
+        blob.join_s,
+        _LOCATING.get(blob.located_by, "waiting for the tracker to say who has the blob"),
+    )
     for source in blob.sources:
         yield source.waited_s, f"waiting for {_name(source)}"
     yield blob.silent_s, "waiting for anybody to send a piece"

@@ -133,7 +133,7 @@ async def test_who_asks_for_a_blob_that_goes_waits_until_it_is_gone(agent: Agent
     assert await agent.service.open(DIGEST) is None
     began: list[Digest] = []
 
-    def download(digest: Digest, namespace: str) -> Any:
+    def download(digest: Digest, namespace: str, **_: object) -> Any:
         began.append(digest)
         assert going.done() or agent.library.complete(digest) is None
 

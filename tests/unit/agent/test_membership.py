@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from shoal.agent.membership import Membership
 from shoal.model.digest import Digest
-from shoal.model.manifest import FoundManifest
+from shoal.model.manifest import Descriptor, FoundManifest
 from shoal.model.media_types import OCI_MANIFEST
 
 BLOB, MANIFEST = Digest.of(b"blob"), Digest.of(b"manifest")
@@ -21,7 +21,7 @@ def test_nothing_is_known_that_was_not_confirmed() -> None:
 
 def test_what_was_confirmed_holds_for_that_repository_alone() -> None:
     membership = Membership()
-    membership.confirm_blobs("a", [BLOB])
+    membership.confirm_blob("a", BLOB)
     membership.confirm_manifest("a", FOUND)
     assert membership.has_blob("a", BLOB)
     assert membership.manifest("a", MANIFEST) == FOUND
@@ -31,7 +31,7 @@ def test_what_was_confirmed_holds_for_that_repository_alone() -> None:
 
 def test_a_blob_is_no_manifest_and_a_manifest_no_blob() -> None:
     membership = Membership()
-    membership.confirm_blobs("a", [MANIFEST])
+    membership.confirm_blob("a", MANIFEST)
     membership.confirm_manifest("a", FoundManifest(BLOB, OCI_MANIFEST, 4))
     assert membership.manifest("a", MANIFEST) is None
     assert not membership.has_blob("a", BLOB)
@@ -46,7 +46,7 @@ def test_a_manifest_is_learned_once_in_each_repository() -> None:
 
 def test_what_is_denied_is_forgotten() -> None:
     membership = Membership()
-    membership.confirm_blobs("a", [BLOB])
+    membership.confirm_blob("a", BLOB)
     membership.confirm_manifest("a", FOUND)
     membership.deny_blob("a", BLOB)
     membership.deny_manifest("a", MANIFEST)
@@ -58,9 +58,24 @@ def test_what_is_denied_is_forgotten() -> None:
 def test_what_was_not_used_for_longest_makes_room() -> None:
     membership = Membership(capacity=2)
     first, second, third = (Digest.of(bytes([number])) for number in range(3))
-    membership.confirm_blobs("a", [first, second])
+    membership.confirm_blob("a", first)
+    membership.confirm_blob("a", second)
     assert membership.has_blob("a", first)
-    membership.confirm_blobs("a", [third])
+    membership.confirm_blob("a", third)
     assert membership.has_blob("a", first)
     assert not membership.has_blob("a", second)
     assert membership.has_blob("a", third)
+
+
+def test_the_size_that_a_manifest_gave_is_known_until_the_blob_is_denied() -> None:
+    membership = Membership()
+    assert membership.size_of("a", BLOB) is None
+    membership.confirm_blob("a", BLOB)
+    assert membership.size_of("a", BLOB) is None
+    membership.confirm_blobs("a", [Descriptor("application/octet-stream", BLOB, 0)])
+    membership.confirm_blob("a", BLOB)
+    assert membership.size_of("a", BLOB) == 0
+    assert membership.size_of("b", BLOB) is None
+    membership.deny_blob("a", BLOB)
+    assert membership.size_of("a", BLOB) is None
+    assert not membership.has_blob("a", BLOB)

@@ -79,15 +79,15 @@ class Blobs:
     """The blobs that the swarm has: all that the origins have."""
 
     origins: MemoryOrigins
-    begun: list[Digest] = field(default_factory=list)
+    begun: list[tuple[Digest, int | None]] = field(default_factory=list)
     fetching: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[MemoryBlob] = field(default_factory=list)
 
     async def size(self, digest: Digest, deadline: Deadline, namespace: str = "") -> int | None:
         return await self.origins.stat(digest, deadline=deadline)
 
-    async def fetch(self, digest: Digest, namespace: str) -> None:
-        self.begun.append(digest)
+    async def fetch(self, digest: Digest, namespace: str, size: int | None = None) -> None:
+        self.begun.append((digest, size))
         self.fetching.set()
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> MemoryBlob:
@@ -264,7 +264,7 @@ async def test_the_blobs_of_a_manifest_are_fetched_before_they_are_confirmed_and
     pulling = asyncio.create_task(agent.get_blob(DIGEST))
     async with asyncio.timeout(10):
         await agent.blobs.fetching.wait()
-    assert agent.blobs.begun == [DIGEST]
+    assert agent.blobs.begun == [(DIGEST, len(LAYER))]
     assert agent.blobs.opened == []
     agent.index.gate.set()
     assert await pulling == LAYER
