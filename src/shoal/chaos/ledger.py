@@ -32,7 +32,7 @@ class Ledger:
         self.operations: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
         self.longest_unavailable = 0.0
-        """Seconds for which one acknowledged image could not be pulled by anyone."""
+        """Seconds for which one acknowledged image was wanted and had not come."""
         self.wrong_bytes = 0
         self._allowed: defaultdict[tuple[str, str], set[Digest]] = defaultdict(set)
         self._latest: dict[tuple[str, str], Pushed] = {}
@@ -65,9 +65,12 @@ class Ledger:
         """A pull brought what it must."""
         self.operations["pull"] += 1
 
-    def unavailable(self, seconds: float, why: str) -> None:
-        """A pull failed, `seconds` after it was first tried."""
+    def failed(self, why: str) -> None:
+        """A try to pull failed."""
         self.failures[f"pull: {why}"] += 1
+
+    def waited(self, seconds: float) -> None:
+        """So long after somebody wanted an image it came, or was still not there."""
         self.longest_unavailable = max(self.longest_unavailable, seconds)
 
     def wrong(self) -> None:

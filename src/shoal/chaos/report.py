@@ -27,7 +27,7 @@ class Outcome:
     lost_names: Sequence[str]
     wrong_bytes: int
     longest_unavailable_s: float
-    """For which one acknowledged image could not be pulled from any agent."""
+    """From when a client wanted an acknowledged image until it had it whole, all tries included."""
     longest_repair_s: float
     """From the return of a wiped origin until every blob had all its copies again."""
     unrepaired: int
@@ -57,7 +57,7 @@ def lines(outcome: Outcome) -> Iterator[str]:
     )
     for why, count in outcome.failures.items():
         yield f"  failed meanwhile: {count} x {why}"
-    yield f"longest time that one image was unavailable: {outcome.longest_unavailable_s:g} s"
+    yield f"longest time until a wanted image had come: {outcome.longest_unavailable_s:g} s"
     yield f"longest repair after a wipe: {outcome.longest_repair_s:g} s"
     yield f"lost: {outcome.lost}, wrong bytes: {outcome.wrong_bytes}"
     yield from (f"  lost: {name}" for name in outcome.lost_names)

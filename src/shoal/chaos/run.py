@@ -229,6 +229,13 @@ class _Chaos:
         return lost
 
     async def _is_there(self, pushed: Pushed, *, by_tag: bool) -> bool:
+        began = time.monotonic()
+        try:
+            return await self._comes(pushed, by_tag=by_tag)
+        finally:
+            self._ledger.waited(time.monotonic() - began)
+
+    async def _comes(self, pushed: Pushed, *, by_tag: bool) -> bool:
         deadline = Deadline.after(SETTLED_WITHIN)
         while True:
             try:

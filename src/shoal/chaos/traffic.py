@@ -2,15 +2,15 @@
 """The clients of a cluster in trouble: some push all the time, some pull what was acknowledged.
 
 A push is tried once, as its failure says nothing about it; only what the registry acknowledged
-counts. A pull that fails is tried again at the next agent, until it succeeds: how long that takes
-is how long the image was unavailable.
+counts. A pull that fails is tried again at the next agent, until it succeeds: how long that takes,
+from the first try to the last byte, is how long the image was unavailable.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
 import structlog
@@ -87,11 +87,18 @@ class Reader:
     """Pulls images that were acknowledged, from any agent that answers."""
 
     def __init__(
-        self, number: int, seed: int, registries: Sequence[RegistryClient], ledger: Ledger
+        self,
+        number: int,
+        seed: int,
+        registries: Sequence[RegistryClient],
+        ledger: Ledger,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._random = Random(f"reader/{seed}/{number}")
         self._registries = registries
         self._ledger = ledger
+        self._clock = clock
 
     async def run(self) -> None:
         """Pull until cancelled."""
@@ -105,7 +112,14 @@ class Reader:
             await self._until_pulled(self._random.choice(among))
 
     async def _until_pulled(self, wanted: Pushed) -> None:
-        began = time.monotonic()
+        began = self._clock()
+        try:
+            await self._try_each(wanted)
+        finally:
+            # Whatever ends it: one that hung without failing, and one under way at the end, too.
+            self._ledger.waited(self._clock() - began)
+
+    async def _try_each(self, wanted: Pushed) -> None:
         first = self._random.randrange(len(self._registries))
         turn = 0
         while True:
@@ -113,7 +127,7 @@ class Reader:
             try:
                 await pull(registry, wanted, by_tag=False)
             except CallFailed as error:
-                self._ledger.unavailable(time.monotonic() - began, _reason(error))
+                self._ledger.failed(_reason(error))
                 turn += 1
                 await asyncio.sleep(BETWEEN_TRIES)
             except WrongBytes as error:

@@ -34,7 +34,8 @@ def test_an_acknowledged_push_is_all_that_its_tag_may_name() -> None:
 def test_the_longest_time_without_an_image_is_kept() -> None:
     ledger = Ledger()
     for seconds in (0.5, 3.0, 1.0):
-        ledger.unavailable(seconds, "503")
+        ledger.failed("503")
+        ledger.waited(seconds)
     ledger.pulled()
     assert ledger.longest_unavailable == 3.0
     assert ledger.failures == {"pull: 503": 3}
