@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.cluster import RunningCluster
-from tests.missing_clients import find_command
+from tests.missing_clients import find_command, lacking
 
 SUITE: Final = (
     "github.com/opencontainers/distribution-spec/conformance@v0.0.0-20260831232431-97274622c111"
@@ -43,7 +43,7 @@ INCOMPLETE: Final = {"pattern": "^conformance/", "type": "default"}
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     go = find_command("go")
     if go is None:
-        pytest.skip("the conformance suite needs Go 1.24 or newer on PATH")
+        lacking("Go 1.24 or newer on PATH, for the conformance suite")
     folder = tmp_path_factory.mktemp("suite")
     environment = {**os.environ, "GOBIN": str(folder), "GOFLAGS": "-modcacherw"}
     try:
@@ -56,7 +56,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
             timeout=BUILD_WITHIN,
         )
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"the conformance suite cannot be built here: {error.stderr[-300:]}")
+        lacking(f"what the conformance suite is built of: {error.stderr[-300:].strip()}")
     return folder / "conformance"
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,6 @@ import pytest
 
 SIZE = 8 << 20
 RATE = 8_000_000
-
-
-def may_make_networks() -> bool:
-    """Whether this user may make network namespaces, and has the tools."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "nsenter", "unshare"))):
-        return False
-    probe = "ip link add shbprobe type bridge"
-    return subprocess.run(["unshare", "--net", "sh", "-c", probe], check=False).returncode == 0
 
 
 def left_of_networks(pid: int) -> list[str]:
@@ -76,9 +66,8 @@ async def test_no_agent_is_faster_than_shoals_limit(tmp_path: Path) -> None:
     assert figures["limited_by"] == "shoal"
 
 
-# Namespaces are the kernel's to give: in a container without that right, CI's included, there is
-# nothing to install that would help, and the command itself refuses `--netns` there.
-@pytest.mark.skipif(not may_make_networks(), reason="needs root, ip, tc and nsenter")
+# Namespaces are the kernel's to give, and the command itself refuses `--netns` without them.
+@pytest.mark.machine("network namespaces")
 async def test_in_namespaces_the_kernel_limits_and_nothing_of_them_is_left(tmp_path: Path) -> None:
     figures = await bench(tmp_path, "--agents", "2", "--rate", "8MB/s", "--netns")
     assert figures["finish_s"][0] > 0.8 * SIZE / RATE

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -28,14 +27,7 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 READY_WITHIN = 30.0
 
 
-def has_ipv6() -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
-        sock.bind(("::1", 0))
-        return True
-    return False
-
-
-pytestmark = pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6 loopback")
+pytestmark = pytest.mark.machine("ipv6")
 
 
 def call(method: str, url: str, body: bytes | None = None, kind: str = "") -> tuple[int, bytes]:

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
-import socket
 import statistics
 import time
 import urllib.error
@@ -273,14 +271,7 @@ async def test_a_reader_does_not_wait_for_an_origin_that_has_just_begun_to_hang(
             hanging.thaw()
 
 
-def has_ipv6() -> bool:
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as sock:
-        sock.bind(("::1", 0))
-        return True
-    return False
-
-
-@pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6 loopback")
+@pytest.mark.machine("ipv6")
 async def test_a_ring_on_ipv6(tmp_path: Path, blobs: Blobs) -> None:
     with reserve(BLOCK) as ports:
         hosts = [join_address("::1", ports.first + 1 + 2 * n) for n in range(3)]
