@@ -15,7 +15,7 @@ import shutil
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import cache
 from pathlib import Path
 from typing import Final, NoReturn
@@ -76,7 +76,9 @@ def why_missing(client: str) -> str | None:
 
 def why_lacking(what: str) -> str | None:
     """What this machine does not have of what a test names; nothing when it has it."""
-    return {"ipv6": _no_ipv6, "network namespaces": _no_networks}[what]()
+    checks: dict[str, Callable[[], str | None]]
+    checks = {"ipv6": _no_ipv6, "network namespaces": _no_networks}
+    return checks[what]()
 
 
 def _no_ipv6() -> str | None:

@@ -100,12 +100,12 @@ class _Paths(_Backend):
 class _ObjectStore(_Paths):
     """A backend in an object store."""
 
-    part_size: Annotated[Bytes, Field(ge=SMALLEST_PART)] = 16 * 1024 * 1024
+    part_size: Annotated[Bytes, Field(ge=SMALLEST_PART)] = 8 * 1024 * 1024
     """Blobs of more than this are sent in parts of this size, or of 1/10,000 of the blob."""
 
     concurrency: Annotated[int, Field(ge=1, le=64)] = 4
-    """Parts of one blob that are sent at the same time. An upload holds up to `concurrency` + 1
-    parts in memory."""
+    """Parts of one blob that are sent at the same time, at most. An upload has one more in memory;
+    all uploads of a process together have 80 MiB (`shoal.backend.objects.UPLOADS`)."""
 
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """How often a request that failed by the network or a 5xx is repeated at once."""

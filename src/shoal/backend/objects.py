@@ -32,8 +32,9 @@ from shoal.backend.listing import page_of, path_after, repositories, tags
 from shoal.backend.object_errors import mapped
 from shoal.backend.paths import Layout, NoPath
 from shoal.backend.sources import as_source
+from shoal.store.budget import ByteBudget
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound, Rejected
+from shoal.web.failures import CallFailed, NotFound, Rejected, Unreachable
 
 if TYPE_CHECKING:
     from obstore import BytesStream, GetOptions
@@ -48,16 +49,19 @@ _MAX_PARTS = 10_000
 _SLOWEST = 256 * 1024
 """Bytes per second below which an upload that moves is taken for one that stalls."""
 
+UPLOADS = ByteBudget(80 * 1024 * 1024)
+"""What uploads to object stores have in memory, over all of them in this process."""
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """How blobs are sent."""
 
-    part_size: int = 16 * 1024 * 1024
+    part_size: int = 8 * 1024 * 1024
     """Bytes from which a blob is sent in parts, and of a part."""
 
     concurrency: int = 4
-    """Parts of one blob under way at once; one more is being read. All are in memory."""
+    """Parts of one blob under way at once, at most; one more is being read. All are in memory."""
 
     timeout: float = 15.0
     """Seconds that a body may pause."""
@@ -74,13 +78,18 @@ class ObjectBackend:
         place: str,
         transfer: Transfer,
         secrets: Sequence[str] = (),
+        memory: ByteBudget = UPLOADS,
     ) -> None:
-        """`place`: what the store is, such as ``s3://bucket``. `secrets` stay out of errors."""
+        """`place`: what the store is, such as ``s3://bucket``. `secrets` stay out of errors.
+
+        `memory` is what its uploads share with others.
+        """
         self._store = store
         self._layout = layout
         self._place = place
         self._transfer = transfer
         self._secrets = tuple(secrets)
+        self._memory = memory
         self._bucket_found = False
 
     @property
@@ -137,20 +146,26 @@ class ObjectBackend:
         call, path = self._call("PUT", name)
         content = await as_source(call, source)
         part = max(self._transfer.part_size, -(-content.size // _MAX_PARTS))
+        # The largest blobs have large parts: rather fewer at once than more memory.
+        at_once = max(1, min(self._transfer.concurrency, self._memory.limit // part - 1))
+        in_flight = min(content.size, part * (at_once + 1))
         try:
-            async with self._asking(call, deadline) as bound:
+            async with (
+                self._lent(call, in_flight, deadline),
+                self._asking(call, deadline) as bound,
+            ):
                 if content.size <= part:
-                    data = b"".join([chunk async for chunk in content.chunks()])
+                    data = [chunk async for chunk in content.chunks()]
                     await obstore.put_async(self._store, path, data, use_multipart=False)
                     return
-                in_flight = part * (self._transfer.concurrency + 1)
-                stall = self._transfer.timeout + in_flight / _SLOWEST
                 await obstore.put_async(
                     self._store,
                     path,
-                    _guarded(content.chunks(), bound, stall),
+                    _guarded(
+                        content.chunks(), bound, self._transfer.timeout + in_flight / _SLOWEST
+                    ),
                     chunk_size=part,
-                    max_concurrency=self._transfer.concurrency,
+                    max_concurrency=at_once,
                 )
         except CallFailed as error:
             if isinstance(error, NotFound):  # a PUT finds no bucket
@@ -231,6 +246,26 @@ class ObjectBackend:
         except NotFound:
             pass
         self._bucket_found = True
+
+    @asynccontextmanager
+    async def _lent(self, call: Call, size: int, deadline: Deadline) -> AsyncIterator[None]:
+        """Have so many bytes of the memory of uploads, inside; tags and manifests need no turn."""
+        if size <= _CHUNK:
+            yield
+            return
+        try:
+            async with asyncio.timeout(deadline.remaining()):
+                await self._memory.take(size)
+        except TimeoutError as error:
+            raise Unreachable(
+                call.method,
+                call.url,
+                "not begun by the deadline: other uploads had all the memory that uploads get",
+            ) from error
+        try:
+            yield
+        finally:
+            self._memory.give_back(size)
 
     @asynccontextmanager
     async def _asking(self, call: Call, deadline: Deadline) -> AsyncIterator[asyncio.Timeout]:
