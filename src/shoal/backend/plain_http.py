@@ -22,6 +22,7 @@ from shoal.web.failures import CallFailed, NotFound, Rejected, Unreachable
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+_REFUSED = (401, 403)
 _NO_HEAD = frozenset({405, 501})
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", re.ASCII)
 _UNSATISFIED = re.compile(r"bytes \*/([0-9]{1,18})", re.ASCII)
@@ -126,9 +127,12 @@ class PlainHttpBackend:
                 str(at),
                 deadline=deadline,
                 headers={**headers, **mine},
-                expect=(200, *also, *_REDIRECTS),
+                expect=(200, *also, *_REDIRECTS, *_REFUSED),
                 idle_timeout=self._config.timeout,
             ) as answer:
+                if answer.status in _REFUSED:
+                    why = "the server does not accept the credentials for this"
+                    raise Rejected(method, str(at), why, status=answer.status)
                 if answer.status not in _REDIRECTS:
                     yield answer
                     return

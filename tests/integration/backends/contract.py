@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every backend: subclasses name what they are capable of, and give a `place`."""
+"""What holds for every backend: subclasses name what they are capable of, and give a `place`.
+
+Every kind runs the same classes, those that fit what it holds and where it is:
+
+* `ReadContract` or `WriteContract` where it has blobs, `ReadOnlyContract` where it is not written;
+* `TagContract` where it holds tags that are written, `BlobListingContract` where it lists blobs;
+* `DeadlineContract`; `RemoteContract` where it is a server (`DeadContract` is its part for those
+  of databases); `BodyContract` where its answers have bodies that are streamed, and
+  `DeniedContract` where it has credentials.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +20,7 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pytest
 
@@ -23,7 +32,6 @@ from shoal.backend.base import (
     Listing,
     Name,
     Repositories,
-    Source,
     TagName,
     TagsOf,
 )
@@ -113,11 +121,39 @@ class Failing:
         raise Rejected("READ", "the source", "it broke off")
 
 
-class ReadContract:
-    """What is read; `stored` puts it there when the backend itself cannot."""
+class Stored:
+    """How what is read gets there; subclasses do it where the backend itself cannot."""
+
+    asked: Name = blob(b"asked for")
+    """What is asked for where nothing comes of it."""
 
     async def stored(self, place: Place, content: bytes) -> BlobName:
         return await store(place.backend, content)
+
+    def questions(self, backend: Backend, until: Deadline) -> list[Callable[[], Awaitable[Any]]]:
+        """Each kind of question that the backend answers."""
+        name = self.asked
+        source = noise(1000) if isinstance(name, BlobName) else str(Digest.of(b"it")).encode()
+
+        async def get() -> bytes:
+            async with backend.get(name, deadline=until) as content:
+                return b"".join([chunk async for chunk in content.chunks()])
+
+        asked: list[Callable[[], Awaitable[Any]]] = [
+            lambda: backend.stat(name, deadline=until),
+            get,
+        ]
+        if not backend.read_only:
+            asked += [
+                lambda: backend.put(name, source, deadline=until),
+                lambda: backend.list(TagsOf(REPOSITORY), deadline=until),
+                lambda: backend.delete(name, deadline=until),
+            ]
+        return asked
+
+
+class ReadContract(Stored):
+    """What is read."""
 
     async def test_stat_says_the_size_or_that_it_is_not_there(self, place: Place) -> None:
         content = noise(1234)
@@ -216,19 +252,27 @@ class WriteContract(ReadContract):
 
 
 class TagContract:
-    """Tags and links."""
+    """Tags and links; `named` makes what they may name where the storage insists on it."""
+
+    async def named(
+        self, place: Place, repository: str, what: bytes, kind: Literal["manifest", "blob"]
+    ) -> Digest:
+        return Digest.of(what)
 
     async def test_a_tag_moves(self, place: Place) -> None:
         name = TagName(REPOSITORY, "latest")
         assert await place.backend.stat(name, deadline=deadline()) is None
         for content in (b"one", b"two"):
-            digest = str(Digest.of(content)).encode()
+            digest = str(await self.named(place, REPOSITORY, content, "manifest")).encode()
             await place.backend.put(name, digest, deadline=deadline())
             assert await read(place.backend, name) == digest
 
     async def test_a_reader_sees_the_old_tag_or_the_new_one_whole(self, place: Place) -> None:
         name = TagName(REPOSITORY, "moving")
-        texts = [str(Digest.of(one)).encode() for one in (b"old", b"new")]
+        texts = [
+            str(await self.named(place, REPOSITORY, one, "manifest")).encode()
+            for one in (b"old", b"new")
+        ]
         await place.backend.put(name, texts[0], deadline=deadline())
         done = asyncio.Event()
 
@@ -250,7 +294,7 @@ class TagContract:
         assert all(seen)
 
     async def test_links_are_kept_by_kind(self, place: Place) -> None:
-        digest = Digest.of(b"layer")
+        digest = await self.named(place, REPOSITORY, b"layer", "blob")
         link = LinkName(REPOSITORY, digest, "blob")
         await place.backend.put(link, str(digest).encode(), deadline=deadline())
         assert await read(place.backend, link) == str(digest).encode()
@@ -261,14 +305,14 @@ class TagContract:
         # "-" and "." sort before "/", which storages put behind a tag.
         tags = ["1", "1-a", "1.0", "1.0-alpine", "1.0.1", "1.0_x", "Z", "latest", "v10", "v9"]
         for tag in reversed(tags):
-            await self.tag(place.backend, REPOSITORY, tag)
-        await self.tag(place.backend, "team/other", "elsewhere")
+            await self.tag(place, REPOSITORY, tag)
+        await self.tag(place, "team/other", "elsewhere")
         for limit in (1, 3, 10, 100):
             assert await every_page(place.backend, TagsOf(REPOSITORY), limit) == sorted(tags)
 
     async def test_a_page_begins_after_a_tag_that_need_not_exist(self, place: Place) -> None:
         for tag in ("a", "b", "d"):
-            await self.tag(place.backend, REPOSITORY, tag)
+            await self.tag(place, REPOSITORY, tag)
         page = await place.backend.list(TagsOf(REPOSITORY), after="c", limit=5, deadline=deadline())
         assert (page.names, page.last) == (("d",), None)
 
@@ -281,23 +325,24 @@ class TagContract:
     ) -> None:
         repositories = ["a", "a-b", "a/b", "a/b/c", "a0", "docker.io/library/alpine", "team/app"]
         for repository in repositories:
-            await self.tag(place.backend, repository, "latest")
-        untagged = LinkName("untagged", Digest.of(b"layer"), "blob")
-        await place.backend.put(untagged, b"sha256:", deadline=deadline())
+            await self.tag(place, repository, "latest")
+        layer = await self.named(place, "untagged", b"layer", "blob")
+        untagged = LinkName("untagged", layer, "blob")
+        await place.backend.put(untagged, str(layer).encode(), deadline=deadline())
         for limit in (1, 3, 7, 100):
             assert await every_page(place.backend, Repositories(), limit) == sorted(repositories)
 
     async def test_a_deleted_tag_is_not_listed(self, place: Place) -> None:
         for tag in ("gone", "kept"):
-            await self.tag(place.backend, REPOSITORY, tag)
+            await self.tag(place, REPOSITORY, tag)
         await place.backend.delete(TagName(REPOSITORY, "gone"), deadline=deadline())
         assert await every_page(place.backend, TagsOf(REPOSITORY), 10) == ["kept"]
         assert await place.backend.stat(TagName(REPOSITORY, "gone"), deadline=deadline()) is None
 
-    @staticmethod
-    async def tag(backend: Backend, repository: str, tag: str) -> None:
-        digest = str(Digest.of(tag.encode())).encode()
-        await backend.put(TagName(repository, tag), digest, deadline=deadline())
+    async def tag(self, place: Place, repository: str, tag: str) -> None:
+        digest = await self.named(place, repository, tag.encode(), "manifest")
+        name = TagName(repository, tag)
+        await place.backend.put(name, str(digest).encode(), deadline=deadline())
 
 
 class BlobListingContract:
@@ -313,16 +358,26 @@ class BlobListingContract:
             assert await every_page(place.backend, Blobs(REPOSITORY), limit) == digests
 
 
-class DeadlineContract:
+class DeadlineContract(Stored):
     """Nobody waits longer than the one who asked."""
 
     async def test_nothing_is_asked_after_the_deadline(self, place: Place) -> None:
-        for ask in questions(place.backend, Deadline.after(-1)):
+        for ask in self.questions(place.backend, Deadline.after(-1)):
             with pytest.raises(Unreachable, match="deadline"):
                 await ask()
 
 
-class RemoteContract(DeadlineContract):
+class DeadContract(Stored):
+    """An address where nothing listens."""
+
+    async def test_a_dead_endpoint_is_not_an_answer(self, place: Place) -> None:
+        assert place.dead is not None
+        for ask in self.questions(place.dead, deadline()):
+            with pytest.raises(Unreachable):
+                await ask()
+
+
+class RemoteContract(DeadlineContract, DeadContract):
     """What may happen on the way to a storage that is not in this process."""
 
     async def test_a_storage_that_stalls_is_given_up_at_the_deadline(self, place: Place) -> None:
@@ -330,32 +385,35 @@ class RemoteContract(DeadlineContract):
         place.faults.stalled = True
         began = time.monotonic()
         results = await asyncio.gather(
-            *(ask() for ask in questions(place.backend, Deadline.after(SOON))),
+            *(ask() for ask in self.questions(place.backend, Deadline.after(SOON))),
             return_exceptions=True,
         )
         assert all(type(result) is Unreachable for result in results), results
         assert time.monotonic() - began < SOON + 2
 
+
+class BodyContract(Stored):
+    """What is streamed from a server."""
+
     async def test_a_body_that_ends_early_is_an_error(self, place: Place) -> None:
         assert place.faults is not None
         content = noise(2 * PART)
-        name = await store(place.backend, content)
+        name = await self.stored(place, content)
         # Every answer is cut, so that no retry of a library helps.
         place.faults.cut_after = PART
         with pytest.raises(Unreachable):
             await read(place.backend, name)
 
-    async def test_a_dead_endpoint_is_not_an_answer(self, place: Place) -> None:
-        assert place.dead is not None
-        for ask in questions(place.dead, deadline()):
-            with pytest.raises(Unreachable):
-                await ask()
+
+class DeniedContract(Stored):
+    """Credentials."""
+
+    refusal: type[CallFailed] = Rejected
 
     async def test_wrong_credentials_are_said_without_showing_them(self, place: Place) -> None:
-        if place.denied is None:
-            pytest.skip("this storage has no credentials")
-        for ask in questions(place.denied, deadline()):
-            with pytest.raises(Rejected) as failed:
+        assert place.denied is not None
+        for ask in self.questions(place.denied, deadline()):
+            with pytest.raises(self.refusal) as failed:
                 await ask()
             shown = "".join(traceback.format_exception(failed.value)) + repr(failed.value)
             assert place.secret not in shown
@@ -371,25 +429,3 @@ class ReadOnlyContract:
             await place.backend.put(blob(b"x"), b"x", deadline=deadline())
         with pytest.raises(Rejected):
             await place.backend.delete(blob(b"x"), deadline=deadline())
-
-
-def questions(backend: Backend, until: Deadline) -> list[Callable[[], Awaitable[Any]]]:
-    """Each kind of question that the backend answers."""
-    name = blob(b"asked for")
-
-    async def get() -> bytes:
-        async with backend.get(name, deadline=until) as content:
-            return b"".join([chunk async for chunk in content.chunks()])
-
-    asked: list[Callable[[], Awaitable[Any]]] = [
-        lambda: backend.stat(name, deadline=until),
-        get,
-    ]
-    if not backend.read_only:
-        source: bytes | Source = noise(1000)
-        asked += [
-            lambda: backend.put(name, source, deadline=until),
-            lambda: backend.list(TagsOf(REPOSITORY), deadline=until),
-            lambda: backend.delete(name, deadline=until),
-        ]
-    return asked

@@ -20,6 +20,8 @@ from tests.integration.backends import azurite
 from tests.integration.backends.contract import (
     PART,
     BlobListingContract,
+    BodyContract,
+    DeniedContract,
     Place,
     RemoteContract,
     TagContract,
@@ -59,7 +61,9 @@ def azure(address: str, container: str, key: str = azurite.KEY) -> Backend:
 
 
 @pytest.mark.client("azurite")
-class TestAzure(WriteContract, TagContract, BlobListingContract, RemoteContract):
+class TestAzure(
+    WriteContract, TagContract, BlobListingContract, RemoteContract, BodyContract, DeniedContract
+):
     @pytest.fixture
     def place(self, relay: Relay, server: tuple[str, int]) -> Place:
         container = uuid.uuid4().hex

@@ -26,14 +26,19 @@ from shoal.backend.config import (
     S3BackendConfig,
     S3Keys,
 )
+from shoal.backend.local import LocalBackend
 from shoal.backend.object_stores import open_gcs, open_memory, open_s3
+from shoal.backend.paths import Layout
+from shoal.backend.shadow import ShadowBackend
 from shoal.config.load import ConfigError
 from shoal.web.failures import Rejected
 from tests.integration.backends.contract import (
     PART,
     REPOSITORY,
     BlobListingContract,
+    BodyContract,
     DeadlineContract,
+    DeniedContract,
     Place,
     RemoteContract,
     TagContract,
@@ -100,7 +105,9 @@ def s3(bucket: str, endpoint: str, **more: Any) -> Backend:
     )
 
 
-class TestS3(WriteContract, TagContract, BlobListingContract, RemoteContract):
+class TestS3(
+    WriteContract, TagContract, BlobListingContract, RemoteContract, BodyContract, DeniedContract
+):
     @pytest.fixture
     def place(self, bucket: str, relay: Relay, refusing: str) -> Place:
         return Place(
@@ -130,7 +137,7 @@ class TestS3(WriteContract, TagContract, BlobListingContract, RemoteContract):
         self, place: Place, bucket: str, moto: tuple[str, int]
     ) -> None:
         # Distribution writes them beside the tag; they would keep it in listings.
-        await self.tag(place.backend, REPOSITORY, "v1")
+        await self.tag(place, REPOSITORY, "v1")
         folder = f"some/root/docker/registry/v2/repositories/{REPOSITORY}/_manifests/tags/v1"
         key = f"{folder}/index/sha256/{'0' * 64}/link"
         admin(moto).put_object(Bucket=bucket, Key=key, Body=b"x")
@@ -174,7 +181,29 @@ class TestS3(WriteContract, TagContract, BlobListingContract, RemoteContract):
         assert "Credential=FROMENV/" in relay.heard.decode(errors="replace")
 
 
-class TestGcs(WriteContract, TagContract, BlobListingContract, RemoteContract):
+class TestShadowOfS3(
+    WriteContract, TagContract, BlobListingContract, RemoteContract, BodyContract, DeniedContract
+):
+    """Whatever becomes of `active`, `mirror` has less to say."""
+
+    @pytest.fixture
+    def place(self, bucket: str, relay: Relay, refusing: str, tmp_path: Path) -> Place:
+        def shadow(endpoint: str) -> Backend:
+            mirror = LocalBackend(tmp_path / "mirror", Layout(), timeout=10)
+            return ShadowBackend(s3(bucket, endpoint), mirror)
+
+        return Place(
+            shadow(f"http://{relay.address}"),
+            faults=relay,
+            dead=shadow(NOWHERE),
+            denied=shadow(refusing),
+            secret=SECRET,
+        )
+
+
+class TestGcs(
+    WriteContract, TagContract, BlobListingContract, RemoteContract, BodyContract, DeniedContract
+):
     @pytest.fixture
     def place(self, bucket: str, relay: Relay, refusing: str, tmp_path: Path) -> Place:
         account = service_account(tmp_path)

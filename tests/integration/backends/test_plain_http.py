@@ -19,15 +19,15 @@ from shoal.model.digest import Digest
 from shoal.web.client import HttpClient
 from shoal.web.failures import Rejected, Unreachable
 from tests.integration.backends.contract import (
-    PART,
     REPOSITORY,
+    BodyContract,
+    DeniedContract,
     Place,
     ReadContract,
     ReadOnlyContract,
+    RemoteContract,
     blob,
     deadline,
-    noise,
-    questions,
     read,
 )
 
@@ -109,7 +109,7 @@ def opened(http: HttpClient, url: str) -> PlainHttpBackend:
     return PlainHttpBackend(config, http)
 
 
-class TestPlainHttp(ReadContract, ReadOnlyContract):
+class TestPlainHttp(ReadContract, ReadOnlyContract, RemoteContract, BodyContract, DeniedContract):
     @pytest.fixture(params=["ranges", "no ranges"])
     def place(
         self,
@@ -133,34 +133,6 @@ class TestPlainHttp(ReadContract, ReadOnlyContract):
         digest = Digest.of(content)
         place.faults.files[f"/storage/blobs/sha256/{digest.hex}"] = content
         return BlobName(REPOSITORY, digest)
-
-    async def test_a_body_that_ends_early_is_an_error(self, place: Place, server: Server) -> None:
-        name = await self.stored(place, noise(2 * PART))
-        server.cut_after = PART
-        with pytest.raises(Unreachable):
-            await read(place.backend, name)
-
-    async def test_a_server_that_stalls_is_given_up_at_the_deadline(
-        self, place: Place, server: Server
-    ) -> None:
-        server.stalled = True
-        for ask in questions(place.backend, deadline(0.3)):
-            with pytest.raises(Unreachable):
-                await ask()
-
-    async def test_a_dead_endpoint_is_not_an_answer(self, place: Place) -> None:
-        assert place.dead is not None
-        for ask in questions(place.dead, deadline()):
-            with pytest.raises(Unreachable):
-                await ask()
-
-    async def test_wrong_credentials_are_said_without_showing_them(self, place: Place) -> None:
-        assert place.denied is not None
-        for ask in questions(place.denied, deadline()):
-            with pytest.raises(Rejected) as failed:
-                await ask()
-            assert failed.value.status == 403
-            assert SECRET not in str(failed.value)
 
     async def test_a_server_without_head_is_asked_by_get(
         self, place: Place, server: Server

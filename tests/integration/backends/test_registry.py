@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of blobs on another registry, over sockets that fail."""
+"""The contract on another registry, as a target and as an upstream, over sockets that fail."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Literal
 
 import pytest
 from aiohttp import web
@@ -13,20 +15,25 @@ from shoal.backend import registry_body
 from shoal.backend.base import BlobName
 from shoal.backend.config import RegistryBackendConfig
 from shoal.backend.registry import RegistryBackend
+from shoal.model.digest import Digest
 from tests.integration.backends.contract import (
     PART,
+    BodyContract,
+    DeniedContract,
     Place,
     ReadContract,
     ReadOnlyContract,
     RemoteContract,
+    TagContract,
     WriteContract,
     blob,
+    deadline,
     noise,
     read,
     store,
 )
 from tests.integration.backends.relay import Relay
-from tests.unit.backend.registry_server import FakeRegistry, error, upstream_of
+from tests.unit.backend.registry_server import FakeRegistry, error, manifest_of, upstream_of
 
 SECRET = "not-the-password"
 
@@ -42,7 +49,7 @@ async def registry() -> AsyncIterator[FakeRegistry]:
         yield running
 
 
-class TestTarget(WriteContract, RemoteContract):
+class TestTarget(WriteContract, TagContract, RemoteContract, BodyContract, DeniedContract):
     @pytest.fixture
     async def place(self, registry: FakeRegistry) -> AsyncIterator[Place]:
         async with FakeRegistry().running() as closed:
@@ -61,6 +68,15 @@ class TestTarget(WriteContract, RemoteContract):
                 for backend in backends:
                     await backend.close()
 
+    async def named(
+        self, place: Place, repository: str, what: bytes, kind: Literal["manifest", "blob"]
+    ) -> Digest:
+        """A registry takes no tag before what it names."""
+        content = manifest_of(what) if kind == "manifest" else what
+        name = blob(content, repository)
+        await place.backend.put(name, content, deadline=deadline())
+        return name.digest
+
     async def test_a_body_that_ends_early_is_an_error(self, place: Place) -> None:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(registry_body, "RESUMPTIONS", 0)
@@ -74,16 +90,36 @@ class TestTarget(WriteContract, RemoteContract):
         assert await read(place.backend, name) == content
 
 
-class TestUpstream(ReadContract, ReadOnlyContract):
+class TestUpstream(ReadContract, ReadOnlyContract, RemoteContract, BodyContract, DeniedContract):
     @pytest.fixture
     async def place(self, registry: FakeRegistry) -> AsyncIterator[Place]:
-        async with upstream_of(registry) as backend:
-            yield Place(backend)
-
-    @pytest.fixture(autouse=True)
-    def _registry(self, registry: FakeRegistry) -> None:
         self.registry = registry
+        async with AsyncExitStack() as stack:
+            closed = await stack.enter_async_context(FakeRegistry().running())
+
+            @closed.hook
+            async def refuse(_: web.Request) -> web.StreamResponse | None:
+                return error(401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="x"'})
+
+            relay = await stack.enter_async_context(Relay.to("127.0.0.1", registry.base_port))
+
+            async def at(url: str, **settings: str) -> RegistryBackend:
+                backend = upstream_of(registry, url=url, **settings)
+                return await stack.enter_async_context(backend)
+
+            yield Place(
+                await at(f"http://{relay.address}"),
+                relay,
+                await at(f"http://127.0.0.1:{unused_port()}"),
+                await at(closed.base, username="me", password=SECRET),
+                SECRET,
+            )
 
     async def stored(self, place: Place, content: bytes) -> BlobName:
         self.registry.add_blob("team/app", content)
         return blob(content)
+
+    async def test_a_body_that_ends_early_is_an_error(self, place: Place) -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(registry_body, "RESUMPTIONS", 0)
+            await super().test_a_body_that_ends_early_is_an_error(place)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contract of tags on SQLite, and on a real PostgreSQL and MariaDB."""
+"""The contract on SQLite, and on a real PostgreSQL and MariaDB."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,30 @@ from sqlalchemy import exc
 from shoal.backend.base import Repositories, TagName, TagsOf
 from shoal.backend.sql import SqlBackend
 from shoal.web.failures import Unreachable
-from tests.integration.backends.contract import Place, TagContract, deadline, every_page
+from tests.integration.backends.contract import (
+    REPOSITORY,
+    DeadContract,
+    DeadlineContract,
+    DeniedContract,
+    Place,
+    TagContract,
+    deadline,
+    every_page,
+)
 from tests.integration.backends.mariadb import running_mariadb
-from tests.unit.backend.postgres import Postgres, running_postgres
+from tests.unit.backend.postgres import PASSWORD_QUOTED, Postgres, running_postgres
+
+TIMEOUT = 15.0
+WRONG = "not-the-password"
 
 
-class TestSqlite(TagContract):
+class SqlContract(TagContract, DeadlineContract):
+    """What every database keeps: tags and links, and no blobs."""
+
+    asked = TagName(REPOSITORY, "asked-for")
+
+
+class TestSqlite(SqlContract):
     @pytest.fixture
     async def place(self, tmp_path: Path) -> AsyncIterator[Place]:
         backend = SqlBackend(f"sqlite:///{tmp_path}/tags.sqlite")
@@ -34,18 +53,22 @@ def postgres() -> Iterator[Postgres]:
         yield cluster
 
 
-class TestPostgres(TagContract):
+class TestPostgres(SqlContract, DeadContract, DeniedContract):
+    # A driver that cannot connect has no code that says why.
+    refusal = Unreachable
+
     @pytest.fixture
     async def place(self, postgres: Postgres) -> AsyncIterator[Place]:
-        backend = SqlBackend(postgres.url)
-        await emptied(backend)
-        yield Place(backend)
-        await backend.close()
+        address, dead = f"127.0.0.1:{postgres.port}", "127.0.0.1:1"
+        denied = postgres.url.replace(PASSWORD_QUOTED, WRONG)
+        urls = [postgres.url, postgres.url.replace(address, dead), denied]
+        async with opened(*urls) as backends:
+            yield Place(backends[0], dead=backends[1], denied=backends[2], secret=WRONG)
 
 
 @pytest.fixture(scope="module")
-def mariadb() -> Iterator[str]:
-    """The URL of a database."""
+def mariadb() -> Iterator[int]:
+    """The port of a server with a database."""
     with running_mariadb() as port:
         engine = sa.create_engine(f"mysql+pymysql://root@127.0.0.1:{port}/")
         ends = time.monotonic() + 30
@@ -58,17 +81,30 @@ def mariadb() -> Iterator[str]:
                 assert time.monotonic() < ends, "MariaDB does not answer"
                 time.sleep(0.05)
         engine.dispose()
-        yield f"root@127.0.0.1:{port}/shoal"
+        yield port
 
 
 @pytest.mark.parametrize("scheme", ["mysql+pymysql", "mariadb+pymysql"])
-class TestMariaDb(TagContract):
+class TestMariaDb(SqlContract, DeadContract):
+    """Without credentials: that server has no accounts."""
+
     @pytest.fixture
-    async def place(self, mariadb: str, scheme: str) -> AsyncIterator[Place]:
-        backend = SqlBackend(f"{scheme}://{mariadb}")
-        await emptied(backend)
-        yield Place(backend)
-        await backend.close()
+    async def place(self, mariadb: int, scheme: str) -> AsyncIterator[Place]:
+        urls = [f"{scheme}://root@127.0.0.1:{port}/shoal" for port in (mariadb, 1)]
+        async with opened(*urls) as backends:
+            yield Place(backends[0], dead=backends[1])
+
+
+@asynccontextmanager
+async def opened(url: str, *others: str) -> AsyncIterator[list[SqlBackend]]:
+    """Backends, the first one without any tags."""
+    backends = [SqlBackend(each, timeout=TIMEOUT) for each in (url, *others)]
+    try:
+        await emptied(backends[0])
+        yield backends
+    finally:
+        for backend in backends:
+            await backend.close()
 
 
 async def emptied(backend: SqlBackend) -> None:

@@ -15,6 +15,8 @@ from shoal.web.failures import Rejected, Unreachable
 from tests.integration.backends.contract import (
     REPOSITORY,
     BlobListingContract,
+    BodyContract,
+    DeniedContract,
     Place,
     RemoteContract,
     TagContract,
@@ -40,7 +42,9 @@ def opened(http: HttpClient, *name_nodes: str, user: str = "shoal") -> WebHdfsBa
     return WebHdfsBackend(config, http)
 
 
-class TestWebHdfs(WriteContract, TagContract, BlobListingContract, RemoteContract):
+class TestWebHdfs(
+    WriteContract, TagContract, BlobListingContract, RemoteContract, BodyContract, DeniedContract
+):
     @pytest.fixture
     def place(self, hdfs: Hdfs, http: HttpClient) -> Place:
         return Place(

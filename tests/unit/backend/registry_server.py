@@ -218,8 +218,7 @@ async def upstream_of(
     registry: FakeRegistry, *, name: str = "up.example.com", **settings: Any
 ) -> AsyncIterator[RegistryBackend]:
     """The registry as an upstream whose repositories are ``up.example.com/...``."""
-    settings.setdefault("timeout", 5.0)
-    config = UpstreamConfig.model_validate({"url": registry.base, **settings})
+    config = UpstreamConfig.model_validate({"url": registry.base, "timeout": 5.0, **settings})
     remote = UpstreamNames({name: config}).remote(f"{name}/team/app")
     assert remote is not None
     backend = RegistryBackend.upstream(remote)
