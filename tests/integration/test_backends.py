@@ -279,6 +279,59 @@ async def test_through_answers_when_the_backend_has_it(tmp_path: Path, http: Htt
             assert file.read_bytes() == source.data
 
 
+async def test_through_at_the_end_of_an_upload_in_chunks_answers_when_the_backend_has_it(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    bucket = tmp_path / "bucket"
+    # The last owner alone is asked: it would write by itself after hours.
+    with running_ring(
+        tmp_path / "ring", backends=local(bucket), writeback={"stagger": "1h"}
+    ) as ring:
+        source = Source(tmp_path, os.urandom(300_000))
+        asked = ring.in_order(source.digest)[-1]
+        path = f"/namespace/team%2Fapp/blobs/{source.digest}/uploads"
+        started = await http.call("POST", asked.url(path), deadline=soon(), expect=(202,))
+        upload = asked.url(started.headers["Location"])
+        for start in (0, 200_000):
+            chunk = source.data[start : start + 200_000]
+            span = {"Content-Range": f"{start}-{start + len(chunk) - 1}"}
+            await http.call(
+                "PATCH", upload, headers=span, data=chunk, deadline=soon(), expect=(202,)
+            )
+        await http.call("PUT", upload, params={"through": "true"}, deadline=soon(), expect=(201,))
+        [file] = files_of(bucket, source.digest)
+        assert file.read_bytes() == source.data
+
+
+async def test_a_task_that_an_operator_drops_no_longer_pins_the_copy(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    dead = {"kind": "webhdfs", "name_nodes": ["127.0.0.1:1"], "match": "team/.*"}
+    with running_ring(
+        tmp_path / "ring", origins=1, replicas=1, write_quorum=1, backends=[dead]
+    ) as ring:
+        [origin] = ring.origins
+        source = Source(tmp_path)
+        await source.push(OriginCluster(http, ring.config))
+
+        async def owing() -> int:
+            status = await http.call("GET", origin.url("/internal/status"), deadline=soon())
+            return int(json.loads(status.body)["pending"])
+
+        assert await owing() == 1
+        where = ["--data-dir", str(origin.data)]
+        [task] = await tasks_of(*where)
+        command = [sys.executable, "-m", "shoal", "queue", "drop", task["key"], *where]
+        dropping = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, check=False
+        )
+        assert dropping.returncode == 0, dropping.stderr
+        async with asyncio.timeout(20):
+            while await owing():  # noqa: ASYNC110 another process does it
+                await asyncio.sleep(0.05)
+        assert await tasks_of(*where) == []
+
+
 @dataclass
 class WebServer:
     """A backend over plain HTTP, as the layout of distribution has it; counts and misbehaves."""

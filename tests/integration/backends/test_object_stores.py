@@ -8,11 +8,14 @@ import json
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from moto.server import ThreadedMotoServer
@@ -179,6 +182,69 @@ class TestS3(
         config = S3BackendConfig(kind="s3", bucket=bucket, endpoint=f"http://{relay.address}")
         await store(open_s3(config), b"signed")
         assert "Credential=FROMENV/" in relay.heard.decode(errors="replace")
+
+    @pytest.mark.parametrize("role", ["instance", "container"])
+    async def test_the_machines_role_gives_the_keys(
+        self,
+        bucket: str,
+        relay: Relay,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        role: str,
+    ) -> None:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        async with metadata_service() as url:
+            if role == "instance":
+                monkeypatch.setenv("AWS_METADATA_ENDPOINT", url)
+            else:
+                monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/container")
+                token = tmp_path / "token"
+                token.write_text("of-the-container")
+                monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", str(token))
+            config = S3BackendConfig(kind="s3", bucket=bucket, endpoint=f"http://{relay.address}")
+            await store(open_s3(config), b"signed")
+        heard = relay.heard.decode(errors="replace")
+        assert f"Credential=OF-THE-{role.upper()}/" in heard
+        assert "session-token" in heard
+
+
+@asynccontextmanager
+async def metadata_service() -> AsyncIterator[str]:
+    """Gives out credentials as an instance (IMDSv2) and a pod (EKS Pod Identity) have them."""
+
+    def keys(role: str) -> web.Response:
+        return web.json_response(
+            {
+                "Code": "Success",
+                "Type": "AWS-HMAC",
+                "AccessKeyId": f"OF-THE-{role}",
+                "SecretAccessKey": "x",
+                "Token": "session-token",
+                "LastUpdated": "2026-01-01T00:00:00Z",
+                "Expiration": "2999-01-01T00:00:00Z",
+            }
+        )
+
+    async def answer(request: web.Request) -> web.Response:
+        asked = f"{request.method} {request.path}"
+        if asked == "PUT /latest/api/token":
+            return web.Response(text="imds")
+        if asked == "GET /container":
+            if request.headers.get("Authorization") != "of-the-container":
+                return web.Response(status=403)
+            return keys("CONTAINER")
+        if request.headers.get("X-aws-ec2-metadata-token") != "imds":
+            return web.Response(status=401)
+        if request.path.rstrip("/").endswith("/security-credentials"):
+            return web.Response(text="role-of-the-instance")
+        assert asked.endswith("/security-credentials/role-of-the-instance")
+        return keys("INSTANCE")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app, host="127.0.0.1") as server:
+        yield str(server.make_url("")).rstrip("/")
 
 
 class TestShadowOfS3(
