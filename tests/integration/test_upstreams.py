@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import signal
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from shoal.model.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from tests.cluster import RunningCluster
+from tests.unit.backend.registry_server import FakeRegistry
 
 LAYER = b"a layer of the upstream" * 10_000
 CONFIG = b"{}"
@@ -107,3 +111,36 @@ def test_an_image_is_pulled_through_by_ns_and_by_prefix_and_goes_on_while_the_up
     assert digest_of(body) == moved
     status, _, _ = call("GET", f"{agent}/v2/team/app/manifests/unseen?ns=up.example.com")
     assert status == 503
+
+
+async def test_a_registry_that_no_config_names_is_pulled_through_by_default(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1", "localhost").configure_cert(tls)
+    # It is on this host: elsewhere `_default` needs no more than its name.
+    settings = {"_default": {"allow_private": True, "ca": str(ca)}}
+    names: dict[str, object] = {"upstreams": ["_default"]}
+    config: dict[str, dict[str, object]] = {
+        "origin": {"upstreams": settings},
+        "build-index": {"upstreams": settings},
+        "agent": names,
+        "proxy": names,
+    }
+    async with FakeRegistry().running(tls) as registry:
+        for blob in (LAYER, CONFIG):
+            registry.add_blob("team/app", blob)
+        registry.add_manifest("team/app", manifest_of(LAYER), "v1")
+
+        def pull() -> None:
+            folder = tmp_path / "cluster"
+            with RunningCluster.start(folder, origins=1, agents=1, config=config) as cluster:
+                url = f"{cluster.agents[0].registry}/v2/team/app"
+                ns = f"?ns=localhost:{registry.base_port}"
+                status, body, _ = call("GET", f"{url}/manifests/v1{ns}")
+                assert (status, body) == (200, manifest_of(LAYER))
+                status, body, _ = call("GET", f"{url}/blobs/{digest_of(LAYER)}{ns}")
+                assert (status, body) == (200, LAYER)
+
+        await asyncio.to_thread(pull)

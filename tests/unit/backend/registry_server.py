@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -77,13 +78,17 @@ class FakeRegistry:
     # -- serving ------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[FakeRegistry]:
+    async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator[FakeRegistry]:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_route("*", "/{tail:.*}", self._handle)
-        async with TestServer(app, host="127.0.0.1") as server:
-            self.base = f"http://127.0.0.1:{server.port}"
+        server = TestServer(app, host="127.0.0.1", scheme="https" if tls else "http")
+        await server.start_server(ssl=tls)
+        try:
+            self.base = f"{server.scheme}://127.0.0.1:{server.port}"
             self.base_port = server.port or 0
             yield self
+        finally:
+            await server.close()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
