@@ -29,6 +29,8 @@ ORIGINS: Final = ("origin-0", "origin-1", "origin-2")
 AGENTS: Final = 4
 MEMORY: Final = 1024 * 1024
 """Bytes of small blobs that an origin keeps in memory."""
+MEMORY_TTL: Final = "2s"
+"""How long it keeps them there."""
 
 _CHUNK: Final = 2_000_000
 _WITHIN: Final = 30.0
@@ -181,6 +183,11 @@ def _config(storage: ObjectStore) -> dict[str, Any]:
         "proxy": origins,
         "tracker": origins,
         "agent": origins,
-        "origin": {**origins, **backends, "memory_cache": f"{MEMORY}B"},
+        "origin": {
+            **origins,
+            **backends,
+            "memory_cache": f"{MEMORY}B",
+            "memory_ttl": MEMORY_TTL,
+        },
         "build-index": {**origins, **backends},
     }

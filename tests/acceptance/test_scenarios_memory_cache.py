@@ -4,14 +4,15 @@
 The caches are not the same. Kraken's is a buffer in front of the disk: what comes from a backend
 lies in memory alone until a worker has written it out, and its time to live bounds how long that
 may take. Shoal's origins write a blob to stable storage before they answer with it; in memory are
-copies of small blobs that are asked for often. So the scenarios hold in the form of what they
-stand for: reads come from memory, memory is bounded, and no blob depends on it.
+copies of small blobs that are asked for often, and its time to live says when those that nobody
+reads give their place up. So the scenarios hold in the form of what they stand for: reads come from
+memory, memory is bounded and given back, and no blob depends on it.
 """
 
 from __future__ import annotations
 
 from tests.acceptance.images import Content
-from tests.acceptance.stage import MEMORY, NAMESPACE, ORIGINS, Stage, random_blob
+from tests.acceptance.stage import MEMORY, NAMESPACE, ORIGINS, Stage, random_blob, until
 
 ADDED = "shoal_memory_cache_entries_added_total"
 HIT = 'shoal_memory_cache_requests_total{outcome="hit"}'
@@ -32,21 +33,19 @@ def test_write_and_read(stage: Stage) -> None:
     assert stage.metric(ADDED) > added
 
     hits = stage.metric(HIT)
-    stage.check_download(stage.cluster.agents[1], content)
-    assert stage.metric(HIT) > hits
+    others = iter(stage.cluster.agents[1:])  # the next comes in time when the machine is slow
+    while stage.metric(HIT) == hits:
+        stage.check_download(next(others), content)
 
 
 def test_drain_to_disk(stage: Stage) -> None:
-    """When a blob was served, it is on disk: origins that die at once still have it.
-
-    In Kraken the memory is empty within 10 s, and until then is all there is.
-    """
+    """When a blob was served, it is on disk: the memory empties, and origins die, without loss."""
     content = in_backend(stage, 10_000)
     stage.check_download(stage.cluster.agents[0], content)
     stage.storage.stop()
+    until(lambda: stage.metric(BYTES) == 0, "the memory is empty")
     stage.kill(*ORIGINS)
     stage.restart(*ORIGINS)
-    assert stage.metric(BYTES) == 0
 
     stage.check_download(stage.cluster.agents[1], content)
 
@@ -62,11 +61,20 @@ def test_large_blob_fallback(stage: Stage) -> None:
 
 
 def test_ttl_expiration(stage: Stage) -> None:
-    """What has left the memory is there still, on disk.
+    """What nobody reads any more leaves the memory, though nobody asks; it is there still."""
+    content = in_backend(stage, 5_000)
+    added = stage.metric(ADDED)
+    stage.check_download(stage.cluster.agents[0], content)
+    assert stage.metric(ADDED) > added
 
-    In Kraken it leaves after its time to live; here, in the first place, as others are asked for:
-    these are more than fit.
-    """
+    until(lambda: stage.metric(BYTES) == 0, "the memory is empty")
+
+    stage.storage.stop()
+    stage.check_download(stage.cluster.agents[1], content)
+
+
+def test_more_than_the_memory_holds(stage: Stage) -> None:
+    """Those asked for last push the others out, which are there still, on disk."""
     contents = [in_backend(stage, 200_000) for _ in range(3 * 2 * MEMORY // 200_000)]
     added = stage.metric(ADDED)
     for content in contents:
@@ -74,7 +82,6 @@ def test_ttl_expiration(stage: Stage) -> None:
         for origin in ORIGINS:
             assert stage.metric(BYTES, (origin,)) <= MEMORY
     assert stage.metric(ADDED) >= added + len(contents)
-    assert stage.metric(BYTES) < sum(len(content.data) for content in contents)
 
     stage.storage.stop()
     for content in contents:

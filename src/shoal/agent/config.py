@@ -61,6 +61,9 @@ class AgentConfig(ServiceConfig):
     manifest_cache: Bytes = 16 * 1024 * 1024
     """Memory for the manifests that were pulled last; 0: they are read from the disk each time."""
 
+    manifest_ttl: Annotated[Duration, Field(gt=0)] = 3600.0
+    """A manifest that is in memory leaves it after this time; the disk has it still."""
+
     @property
     def registry_tls(self) -> bool:
         """Whether the registry speaks TLS."""

@@ -64,13 +64,14 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     service.connect(
         Sources(node, tracker, announcer, origins, library, room, hashing, config.stall_timeout)
     )
+    manifests = MemoryCache(config.manifest_cache, ttl=config.manifest_ttl)
     pulls = Pulls(
         index=index,
         blobs=service,
         origins=origins,
         disk=library,
         membership=Membership(),
-        manifests=MemoryCache(config.manifest_cache),
+        manifests=manifests,
         journal=journal,
     )
     readiness = AgentReadiness(node, tracker, index)
@@ -82,6 +83,7 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
     await asyncio.gather(origins.start(check=False), tracker.start(), index.start())
     announcing = asyncio.create_task(service.announce(), name="announce")
     watching = asyncio.create_task(room.watch(), name="room")
+    expiring = asyncio.create_task(manifests.expire(), name="memory")
     try:
         apps = [
             Listener(
@@ -100,7 +102,7 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
         ]
         await serve(apps, stop=stop, grace=config.shutdown_grace)
     finally:
-        for chore in (announcing, watching):
+        for chore in (announcing, watching, expiring):
             chore.cancel()
             with suppress(asyncio.CancelledError):
                 await chore

@@ -126,6 +126,9 @@ class OriginConfig(ServiceConfig):
     memory_cache: Bytes = 32 * 1024 * 1024
     """Memory for the manifests and other small blobs that were read last; 0: none is kept."""
 
+    memory_ttl: Annotated[Duration, Field(gt=0)] = 60.0
+    """A small blob that is in memory leaves it after this time; the disk has it still."""
+
     name: Address | None = None
     """How the list of members calls this origin; by default as it listens."""
 

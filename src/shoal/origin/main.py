@@ -37,6 +37,7 @@ from shoal.origin.uploads import ChunkedUploads
 from shoal.origin.writeback import WriteBack
 from shoal.queue.database import QueueUnusable
 from shoal.store.blobs import BlobStore
+from shoal.store.memory import MemoryCache
 from shoal.store.room import Room
 from shoal.store.threads import in_thread
 from shoal.store.uploads import UploadSessions
@@ -106,6 +107,7 @@ class _Origin:
     cluster: OriginCluster
     volumes: Volumes
     room: Room
+    memory: MemoryCache
     backends: Backends
     writeback: WriteBack
     service: OriginService
@@ -144,9 +146,8 @@ class _Origin:
         backends = _open_backends(config, outside)
         stored = BlobBackends(backends, _patterns(config))
         writeback = await _write_back(config, local, cluster, stored)
-        service = OriginService(
-            config.member, local, receiver, cluster, writeback, memory_cache=config.memory_cache
-        )
+        memory = MemoryCache(config.memory_cache, ttl=config.memory_ttl)
+        service = OriginService(config.member, local, receiver, cluster, writeback, memory=memory)
         seeded = SeededBlobs(local, forget)
         node = _node(config, seeded, cluster)
         refresh = Refresh(
@@ -185,6 +186,7 @@ class _Origin:
             cluster,
             volumes,
             room,
+            memory,
             backends,
             writeback,
             service,
@@ -225,6 +227,7 @@ class _Origin:
         """What runs as long as the origin does."""
         yield "expiry of uploads", _expire(self.uploads, self.config.upload_ttl)
         yield "room", self.room.watch()
+        yield "memory", self.memory.expire()
         if self.sweeper is not None and self.config.gc.interval:
             yield "sweeps", self.sweeper.sweep_every(self.config.gc.interval)
 

@@ -29,9 +29,6 @@ from shoal.web.bodies import FileBlob, MemoryBlob
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Overloaded, Unreachable
 
-MEMORY_TTL = 60.0
-"""Seconds after which a small blob that is in memory is looked for on the disk again."""
-
 log = structlog.get_logger()
 
 
@@ -66,13 +63,13 @@ class OriginService:
         cluster: OriginCluster,
         writeback: WriteBack,
         *,
-        memory_cache: int = 0,
+        memory: MemoryCache | None = None,
     ) -> None:
         """`name` is what the list of members calls this origin (``host:port``).
 
-        `memory_cache`: bytes of small blobs that are kept in memory.
+        `memory`: keeps small blobs that are read; none by default.
         """
-        self._memory = MemoryCache(memory_cache, ttl=MEMORY_TTL)
+        self._memory = memory or MemoryCache(0)
         self.name = name
         self._writeback = writeback
         self._fetcher: Fetcher

@@ -7,6 +7,7 @@ asked every time, so that a deletion is seen at once.
 
 from __future__ import annotations
 
+import asyncio
 from math import inf
 from time import monotonic
 
@@ -21,6 +22,9 @@ SMALL = 256 * 1024
 _ENTRY = 512
 """Bytes that an entry takes beside its content, about."""
 
+_LATE = 0.1
+"""Share of its time by which an entry may go later, when nobody asks."""
+
 _ADDED = Counter("shoal_memory_cache_entries_added", "Small blobs that were taken into memory.")
 _ASKED = Counter(
     "shoal_memory_cache_requests", "Lookups of small blobs in memory, by outcome.", ["outcome"]
@@ -33,10 +37,15 @@ class MemoryCache:
     """The blobs that were used last, as many as fit into a number of bytes. For one event loop."""
 
     def __init__(self, capacity: int, *, ttl: float = inf) -> None:
-        """`capacity` in bytes; 0: nothing is kept. `ttl`: seconds until the disk is asked again."""
+        """`capacity` in bytes; 0: nothing is kept. `ttl`: seconds until the disk is asked again.
+
+        With a `ttl`, what nobody asks for stays until `expire` looks.
+        """
         self._bodies: TTLCache[Digest, bytes] = TTLCache(
             capacity, ttl, timer=monotonic, getsizeof=lambda body: len(body) + _ENTRY
         )
+        self._ttl = ttl
+        self._holds_some = asyncio.Event()
         self._counted = 0.0
 
     def get(self, digest: Digest) -> bytes | None:
@@ -51,7 +60,17 @@ class MemoryCache:
         if len(body) + _ENTRY <= self._bodies.maxsize:
             self._bodies[digest] = body
             _ADDED.inc()
+            self._holds_some.set()
             self._count()
+
+    async def expire(self) -> None:
+        """Let go what is too old, at most `_LATE` of its time after that is over; runs for ever."""
+        while self._ttl < inf:
+            await self._holds_some.wait()
+            await asyncio.sleep(self._ttl * _LATE)
+            self._count()
+            if not self._counted:
+                self._holds_some.clear()
 
     def _count(self) -> None:
         """Say how much is held now: what is too old has gone by itself."""

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 from prometheus_client import REGISTRY
 
@@ -69,3 +72,23 @@ def test_what_is_too_old_is_counted_no_more(monkeypatch: pytest.MonkeyPatch) -> 
     now = 222.0
     assert cache.get(DIGESTS[1]) is None
     assert value("bytes") == held
+
+
+async def test_what_nobody_asks_for_leaves_when_its_time_is_over() -> None:
+    cache = MemoryCache(10_000, ttl=0.1)
+    held = value("bytes")
+    expiring = asyncio.create_task(cache.expire())
+    for digest, body in zip(DIGESTS, BODIES, strict=True):  # also what comes after it was empty
+        cache.keep(digest, body)
+        assert value("bytes") == held + 1512
+        async with asyncio.timeout(10):
+            while value("bytes") > held:
+                await asyncio.sleep(0.01)
+    expiring.cancel()
+    with suppress(asyncio.CancelledError):
+        await expiring
+
+
+async def test_what_has_no_time_is_not_looked_at() -> None:
+    async with asyncio.timeout(10):
+        await MemoryCache(10_000).expire()
