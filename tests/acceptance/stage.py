@@ -119,6 +119,11 @@ class Stage:
         namespace = quote(NAMESPACE, safe="")
         return ask(f"{agent.admin}/namespace/{namespace}/blobs/{content.digest}", method)
 
+    def prefetch(self, origin: str, content: Content) -> Answer:
+        """Ask an origin, by its base URL, to have a blob fetched from the backend."""
+        namespace = quote(NAMESPACE, safe="")
+        return ask(f"{origin}/namespace/{namespace}/blobs/{content.digest}/prefetch", "POST")
+
     def check_download(self, agent: AgentUrls, content: Content) -> None:
         """Have an agent serve a blob, with the right bytes."""
         answer = self.download(agent, content)

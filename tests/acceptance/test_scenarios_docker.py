@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tests.acceptance.stage import ORIGINS, Stage, until
 from tests.cluster import RunningCluster
 
 LAYER = 5_000_000
+FETCHED = 'shoal_refreshes_total{outcome="fetched"}'
 HELD_UP = 8.0
 """Seconds; two answers of a backend that hangs take longer (`ObjectStore.backend`)."""
 
@@ -93,6 +95,49 @@ def test_proxy_catalog(skopeo: Skopeo, cluster: RunningCluster) -> None:
 
     assert listed.status == 200
     assert listed.document == {"repositories": names}
+
+
+@pytest.mark.client("skopeo")
+@pytest.mark.parametrize("form", ["shoal", "kraken"])
+def test_proxy_prefetch(stage: Stage, skopeo: Skopeo, form: str) -> None:
+    """What only the backend has is on the origins before any agent asks for it."""
+    cluster = stage.cluster
+    image = build(f"prefetched by the request of {form}", layer_size=LAYER)
+    reference = Reference(cluster.proxy, f"test/prefetched/by/{form}")
+    assert skopeo.push(image, reference) == image.digest
+    contents = content_of(image)
+    until(lambda: all(map(stage.storage.has_blob, contents)), "the backend has the image")
+    stage.wipe(*ORIGINS)
+    assert not any(map(stage.holders, contents))
+    fetched = stage.metric(FETCHED)
+
+    shoal = f"{cluster.proxy}/prefetch/{reference.repository}:{reference.tag}"
+    if form == "shoal":
+        begun = ask(shoal, "POST")
+        assert begun.status == 202, begun.body
+        assert begun.document["contents"] == len(contents)
+        assert begun.document["coming"] > 0
+    else:
+        asked = json.dumps({"tag": str(reference), "trace_id": "rollout-7"}).encode()
+        begun = ask(f"{cluster.proxy}/proxy/v2/registry/prefetch", "POST", body=asked)
+        assert begun.status == 200, begun.body
+        assert (begun.document["status"], begun.document["prefetched"]) == ("success", True)
+        assert begun.document["trace_id"] == "rollout-7"
+    until(lambda: ask(shoal, "POST").status == 200, "all is on the origins")
+    assert all(map(stage.holders, contents))
+    assert stage.metric(FETCHED) == fetched + len(contents)
+
+    stage.storage.stop()
+    stage.wipe("agent-0")
+    pulled = skopeo.pull(reference.at(cluster.agents[0].registry))
+    assert pulled == Pulled(image.digest, image.host.diff_ids)
+
+
+def test_proxy_prefetch_of_what_is_not_there(stage: Stage) -> None:
+    nothing = ask(f"{stage.cluster.proxy}/prefetch/test/prefetched/nowhere:v1", "POST")
+
+    assert nothing.status == 404, nothing.body
+    assert nothing.document["errors"][0]["code"] == "MANIFEST_UNKNOWN"
 
 
 @pytest.mark.client("skopeo")

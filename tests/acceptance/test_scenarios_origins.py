@@ -77,6 +77,46 @@ def test_agent_download_after_remote_backend_upload(stage: Stage) -> None:
     until(lambda: len(stage.holders(content.digest)) == 2, "both owners have what was fetched")
 
 
+def test_origin_prefetch(stage: Stage) -> None:
+    """Whichever origin is asked, and however often, it is told, and fetched once."""
+    content = random_blob()
+    stage.storage.put_blob(NAMESPACE, content.digest, content.data)
+    fetched = stage.metric('shoal_refreshes_total{outcome="fetched"}')
+
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(
+            threads.map(lambda origin: stage.prefetch(origin, content), stage.cluster.origins * 4)
+        )
+    assert {answer.status for answer in answers} <= {200, 202}
+    assert answers[0].status == 202, "it was only in the backend"
+    until(
+        lambda: all(
+            stage.prefetch(origin, content).status == 200 for origin in stage.cluster.origins
+        ),
+        "an origin has it",
+    )
+    assert stage.metric('shoal_refreshes_total{outcome="fetched"}') == fetched + 1
+    until(lambda: len(stage.holders(content.digest)) == 2, "both owners have what was fetched")
+
+    stage.storage.stop()
+    assert stage.prefetch(stage.cluster.origins[0], content).status == 200
+    unknown = random_blob()
+    answer = stage.prefetch(stage.cluster.origins[0], unknown)
+    assert answer.status == 503, answer.body
+    assert unknown.digest in answer.document["errors"][0]["message"]
+    assert stage.download_generic(stage.cluster.agents[0], content).body == content.data
+
+
+def test_origin_prefetch_404(stage: Stage) -> None:
+    unknown = random_blob()
+
+    answer = stage.prefetch(stage.cluster.origins[0], unknown)
+
+    assert answer.status == 404, answer.body
+    (error,) = answer.document["errors"]
+    assert (error["code"], error["detail"]) == ("BLOB_UNKNOWN", {"digest": unknown.digest})
+
+
 def test_agent_download_after_origin_data_loss_after_origin_upload(stage: Stage) -> None:
     content = random_blob()
     stage.upload(content)

@@ -38,6 +38,7 @@ from shoal.model.manifest import (
     Referrer,
     parse_manifest,
 )
+from shoal.origin.messages import PrefetchAnswer
 from shoal.registry.ports import Chunk, ClientStalled, StoredManifest
 from shoal.web.deadline import Deadline
 from shoal.web.failures import NotFound, Unreachable
@@ -94,6 +95,8 @@ class MemoryOrigins:
     denied: set[str] = field(default_factory=set)
     backed: dict[tuple[str, Digest], int] = field(default_factory=dict)
     """Sizes of what only a repository's backend has."""
+    fetching: list[tuple[Digest, str]] = field(default_factory=list)
+    """What was asked for to be fetched from there."""
 
     def hold(self, content: bytes, copies: int = 3) -> Digest:
         digest = Digest.of(content)
@@ -168,6 +171,18 @@ class MemoryOrigins:
         blob = MemoryBlob(self._get(digest))
         self.opened.append(blob)
         return blob
+
+    async def prefetch(
+        self, digest: Digest, namespace: str, *, deadline: Deadline
+    ) -> PrefetchAnswer | None:
+        self._ask(digest)
+        if digest in self.blobs:
+            return PrefetchAnswer(len(self.blobs[digest]), ready=True)
+        size = self.backed.get((namespace, digest))
+        if size is None:
+            return None
+        self.fetching.append((digest, namespace))
+        return PrefetchAnswer(size, ready=False)
 
     def _ask(self, digest: Digest) -> None:
         if self.failure is not None:

@@ -13,11 +13,12 @@ from shoal.agent.pulls import Pulls
 from shoal.agent.readiness import AgentReadiness
 from shoal.agent.service import AgentService
 from shoal.agent.timeline import Journal
-from shoal.agent.why import parse_image, why
+from shoal.agent.why import why
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import BlobUnknown, DigestInvalid, NameInvalid, TagInvalid
 from shoal.model.names import InvalidName, InvalidTag, repository_name, split_tag
 from shoal.registry.app import registry_routes
+from shoal.registry.base import parse_image
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.view import swarm_view
 from shoal.web.bodies import send_blob

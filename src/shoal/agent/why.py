@@ -16,33 +16,11 @@ from shoal.agent.timeline import (
 )
 from shoal.agent.verdict import verdict
 from shoal.agent.why_report import BlobReport, ManifestReport, PullReport, SourceReport, Status
-from shoal.model.digest import Digest, InvalidDigest
-from shoal.model.errors import DigestInvalid, ManifestUnknown, NameInvalid, TagInvalid
-from shoal.model.names import InvalidName, InvalidTag, repository_name, tag_name
-
-DEFAULT_TAG = "latest"
+from shoal.model.digest import Digest
+from shoal.model.errors import ManifestUnknown
 
 _SAME_PULL = 5.0
 """Seconds from the lookup of a tag to the read of its manifest, when both are of one pull."""
-
-
-def parse_image(text: str) -> tuple[str, Digest | str]:
-    """Repository and reference of ``repository``, ``repository:tag`` or ``repository@digest``.
-
-    Raises `NameInvalid`, `TagInvalid` or `DigestInvalid`.
-    """
-    named, at, digest = text.partition("@")
-    name, colon, tag = named.rpartition(":")
-    if not colon or "/" in tag:
-        name, tag = named, DEFAULT_TAG
-    try:
-        return repository_name(name), Digest.parse(digest) if at else tag_name(tag)
-    except InvalidName as error:
-        raise NameInvalid(str(error)) from error
-    except InvalidTag as error:
-        raise TagInvalid(str(error)) from error
-    except InvalidDigest as error:
-        raise DigestInvalid(str(error)) from error
 
 
 def why(journal: Journal, repository: str, reference: Digest | str, now: float) -> PullReport:

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from shoal import __version__
-from shoal.cli import bench, chaos, cluster, config, gc, queue, services, simulate, why
+from shoal.cli import (
+    bench,
+    chaos,
+    cluster,
+    config,
+    gc,
+    prefetch,
+    queue,
+    services,
+    simulate,
+    why,
+)
 
 main = typer.Typer(
     name="shoal",
@@ -44,6 +55,7 @@ cluster.register(main)
 config.register(main)
 queue.register(main)
 gc.register(main)
+prefetch.register(main)
 bench.register(main)
 why.register(main)
 simulate.register(main)

@@ -72,16 +72,6 @@ def _why(
         typer.echo(line)
 
 
-def without_host(image: str) -> str:
-    """The image without the registry that it was pulled from, as agents know it.
-
-    As clients do: the first part is a host when it holds a dot or a port, or is ``localhost``.
-    """
-    first, slash, rest = image.partition("/")
-    is_host = "." in first or ":" in first or first == "localhost"
-    return rest if slash and is_host else image
-
-
 def _from_here(listened: str) -> str:
     """How this host calls the address that its agent listens on."""
     host, colon, port = listened.rpartition(":")
@@ -90,13 +80,14 @@ def _from_here(listened: str) -> str:
 
 async def _ask(agent: str, image: str, tls: Tls | None) -> PullReport:
     from shoal.agent.why_report import PullReport
+    from shoal.model.names import split_host
     from shoal.web.client import HttpClient
     from shoal.web.deadline import Deadline
     from shoal.web.failures import CallFailed, NotFound, Rejected
 
     http = HttpClient(user_agent="shoal-why", tls=tls)
     base = agent if "://" in agent else http.url(agent, "")
-    url = f"{base.rstrip('/')}/why/{quote(without_host(image), safe='/:@')}"
+    url = f"{base.rstrip('/')}/why/{quote(split_host(image)[1], safe='/:@')}"
     try:
         answer = await http.call("GET", url, deadline=Deadline.after(_TIMEOUT))
         return answer.decode(PullReport)

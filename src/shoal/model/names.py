@@ -15,6 +15,9 @@ _NAME = re.compile(
 )
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}", re.ASCII)
 
+DEFAULT_TAG = "latest"
+"""The tag of an image that is named without one."""
+
 
 class InvalidName(ValueError):
     """The text is not a repository name."""
@@ -61,3 +64,25 @@ def split_tag(text: str) -> tuple[str, str]:
     """
     name, _, tag = text.rpartition(":")
     return repository_name(name), tag_name(tag)
+
+
+def split_image(text: str) -> tuple[str, Digest | str]:
+    """Repository and reference of ``name``, ``name:tag``, ``name@digest`` or ``name:tag@digest``.
+
+    Raises `InvalidName`, `InvalidTag` or `InvalidDigest`.
+    """
+    named, at, digest = text.partition("@")
+    name, colon, tag = named.rpartition(":")
+    if not colon or "/" in tag:
+        name, tag = named, DEFAULT_TAG
+    return repository_name(name), Digest.parse(digest) if at else tag_name(tag)
+
+
+def split_host(image: str) -> tuple[str, str]:
+    """The registry that an image's name begins with, empty if with none, and the rest.
+
+    As clients do: the first part is a host when it holds a dot or a port, or is ``localhost``.
+    """
+    first, slash, rest = image.partition("/")
+    is_host = "." in first or ":" in first or first == "localhost"
+    return (first, rest) if slash and is_host else ("", image)

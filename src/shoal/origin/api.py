@@ -33,6 +33,7 @@ from shoal.origin.messages import (
     StatRequest,
     SweepRequest,
 )
+from shoal.origin.prefetch import Prefetcher
 from shoal.origin.refresh import Refresh
 from shoal.origin.service import OriginService
 from shoal.origin.sweep import Sweeper
@@ -56,6 +57,7 @@ def origin_application(
     peer: PeerInfo,
     sweeper: Sweeper | None,
     *,
+    prefetcher: Prefetcher,
     readiness: Callable[[], Awaitable[list[str]]],
     request_timeout: float,
 ) -> web.Application:
@@ -65,7 +67,7 @@ def origin_application(
     """
     app = application("origin", readiness=readiness, request_timeout=request_timeout)
     _Public(service, uploads).add_to(app.router)
-    _Internal(service, refresh, peer, sweeper).add_to(app.router)
+    _Internal(service, refresh, prefetcher, peer, sweeper).add_to(app.router)
     return app
 
 
@@ -84,6 +86,7 @@ class _Public:
         router.add_put(f"{blob}/uploads/{{upload}}", self.finish)
         router.add_get(blob, self.get)
         router.add_put(blob, self.put)
+        router.add_post(f"{blob}/prefetch", self.prefetch)
         router.add_get("/blobs/{digest}/locations", self.locations)
 
     async def get(self, request: web.Request) -> web.StreamResponse:
@@ -132,6 +135,14 @@ class _Public:
         )
         return _created(digest)
 
+    async def prefetch(self, request: web.Request) -> web.Response:
+        """200: an origin has it; 202: it is being fetched from the namespace's backend."""
+        digest, namespace = _digest(request), _namespace(request)
+        answer = await self._service.prefetch(digest, namespace, deadline_of(request))
+        response = _json(answer)
+        response.set_status(200 if answer.ready else 202)
+        return response
+
     async def locations(self, request: web.Request) -> web.Response:
         owners = self._service.owners(_digest(request))
         response = _json(LocationsAnswer(owners))
@@ -143,10 +154,16 @@ class _Internal:
     """Paths for other services of the cluster. They answer for this host alone."""
 
     def __init__(
-        self, service: OriginService, refresh: Refresh, peer: PeerInfo, sweeper: Sweeper | None
+        self,
+        service: OriginService,
+        refresh: Refresh,
+        prefetcher: Prefetcher,
+        peer: PeerInfo,
+        sweeper: Sweeper | None,
     ) -> None:
         self._service = service
         self._refresh = refresh
+        self._prefetcher = prefetcher
         self._peer = peer
         self._sweeper = sweeper
 
@@ -156,6 +173,7 @@ class _Internal:
         router.add_get(f"{blob}/metainfo", self.metainfo)
         router.add_post(f"{blob}/replicate", self.replicate)
         router.add_post(f"{blob}/refresh", self.refresh)
+        router.add_post(f"{blob}/prefetch", self.prefetch)
         router.add_post(f"{blob}/writeback", self.writeback)
         router.add_get(f"{blob}/backend", self.stat_backend)
         router.add_post(OWED, self.owed)
@@ -229,6 +247,14 @@ class _Internal:
             begun=_flag(request, "begun"),
         )
         return _json(SizeAnswer(size))
+
+    async def prefetch(self, request: web.Request) -> web.Response:
+        """``POST …/prefetch?namespace=``: have this origin fetch the blob, unless one has it."""
+        return _json(
+            await self._prefetcher.begin(
+                _digest(request), _namespace_asked(request), deadline_of(request)
+            )
+        )
 
     async def stat_backend(self, request: web.Request) -> web.Response:
         """``GET …/backend?namespace=``: the size that the repository's backend says it has."""

@@ -17,7 +17,14 @@ from urllib.parse import urlencode
 from shoal.model.digest import Digest
 from shoal.model.errors import Denied
 from shoal.origin.members import ASK_TIMEOUT, Change, Members
-from shoal.origin.messages import MAX_STAT_DIGESTS, MetainfoAnswer, Owing, SizeAnswer, StatRequest
+from shoal.origin.messages import (
+    MAX_STAT_DIGESTS,
+    MetainfoAnswer,
+    Owing,
+    PrefetchAnswer,
+    SizeAnswer,
+    StatRequest,
+)
 from shoal.origin.placing import Placing, UploadResult
 from shoal.origin.poll import Poll
 from shoal.origin.presence import Census, Presence
@@ -28,7 +35,7 @@ from shoal.ring.config import OriginsConfig
 from shoal.store.threads import in_thread
 from shoal.swarm.metainfo import InvalidMetainfo, Metainfo
 from shoal.swarm.peers import PeerInfo
-from shoal.web.client import HttpClient
+from shoal.web.client import Answer, HttpClient
 from shoal.web.deadline import Deadline
 from shoal.web.failures import CallFailed, NotFound, Rejected, Unreachable, combined
 from shoal.web.hosts import HostList
@@ -162,9 +169,9 @@ class OriginCluster(Placing):
             return next(iter(poll.found.values()))
         if namespace:
             path = f"/internal/blobs/{digest}/backend"
-            size = await self._at_backend(digest, "GET", path, namespace, deadline)
-            if size is not None:
-                return size
+            answer = await self._at_backend(digest, "GET", path, namespace, deadline)
+            if answer is not None:
+                return answer.decode(SizeAnswer).size
         if len(poll.absent) > wanted and not self._members.unknown():
             return None
         raise _could_not_ask(digest, poll)
@@ -376,15 +383,15 @@ class OriginCluster(Placing):
         namespace: str,
         deadline: Deadline,
         **more: str,
-    ) -> int | None:
-        """Ask the first origin that can be reached; the size, or None: the backend has it not.
+    ) -> Answer | None:
+        """Ask the first origin that can be reached; its answer, or None: the backend has it not.
 
         Raises `Unreachable` when no origin, `Overloaded` when no backend could be asked.
         """
         last: CallFailed = Unreachable(method, path, "no origin is known")
         for host in self._members.in_turn(digest):
             try:
-                return await self._size_by(host, method, path, namespace, deadline, **more)
+                return await self._ask_by(host, method, path, namespace, deadline, **more)
             except NotFound:
                 return None
             except Unreachable as error:
@@ -393,18 +400,29 @@ class OriginCluster(Placing):
                     break
         raise last
 
-    async def _size_by(
+    async def _ask_by(
         self, host: str, method: str, path: str, namespace: str, deadline: Deadline, **more: str
-    ) -> int:
+    ) -> Answer:
         query = urlencode({"namespace": namespace, **more})
         url = self._members.http.url(host, f"{path}?{query}")
         try:
-            answer = await self._members.http.call(method, url, deadline=deadline)
+            return await self._members.http.call(method, url, deadline=deadline)
         except Unreachable:
+            # Another failure is one of the backend: it says nothing against the origin.
             self._members.health.failed(host)
             raise
-        # Another failure is one of the backend: it says nothing against the origin.
-        return answer.decode(SizeAnswer).size
+
+    async def prefetch(
+        self, digest: Digest, namespace: str, *, deadline: Deadline
+    ) -> PrefetchAnswer | None:
+        """Have the blob fetched to the origins, if none has it; returns before it is there.
+
+        None: neither is it there nor at the backend of the repository `namespace`. Raises
+        `CallFailed` when nobody could be asked, or so much is being fetched that it was not noted.
+        """
+        path = f"/internal/blobs/{digest}/prefetch"
+        answer = await self._at_backend(digest, "POST", path, namespace, deadline)
+        return None if answer is None else answer.decode(PrefetchAnswer)
 
     async def refresh_at(
         self, host: str, digest: Digest, namespace: str, *, deadline: Deadline, begun: bool
@@ -417,7 +435,8 @@ class OriginCluster(Placing):
         """
         path = f"/internal/blobs/{digest}/refresh"
         more = {"led": "true", "begun": "true" if begun else "false"}
-        return await self._size_by(host, "POST", path, namespace, deadline, **more)
+        answer = await self._ask_by(host, "POST", path, namespace, deadline, **more)
+        return answer.decode(SizeAnswer).size
 
     async def stat_backend_at(
         self, host: str, digest: Digest, namespace: str, *, deadline: Deadline
@@ -437,7 +456,7 @@ class OriginCluster(Placing):
         Raises `CallFailed`.
         """
         path = f"/internal/blobs/{digest}/writeback"
-        await self._size_by(host, "POST", path, namespace, deadline)
+        await self._ask_by(host, "POST", path, namespace, deadline)
 
     def before(self, name: str, digest: Digest) -> list[str]:
         """The healthy members that come before this one in the blob's order."""

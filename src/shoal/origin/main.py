@@ -24,6 +24,7 @@ from shoal.origin.config import OriginConfig
 from shoal.origin.eviction import BackedCopies
 from shoal.origin.joining import Joining
 from shoal.origin.local import LocalBlobs
+from shoal.origin.prefetch import Prefetcher
 from shoal.origin.readiness import Readiness
 from shoal.origin.receiving import Receiver
 from shoal.origin.refresh import Refresh
@@ -112,6 +113,7 @@ class _Origin:
     writeback: WriteBack
     service: OriginService
     refresh: Refresh
+    prefetcher: Prefetcher
     uploads: ChunkedUploads
     seeded: SeededBlobs
     node: SwarmNode
@@ -191,6 +193,8 @@ class _Origin:
             writeback,
             service,
             refresh,
+            # The others are for blobs that somebody waits for.
+            Prefetcher(cluster, refresh, concurrency=max(1, config.refresh.concurrency // 2)),
             ChunkedUploads(sessions, receiver, service),
             seeded,
             node,
@@ -207,6 +211,7 @@ class _Origin:
             self.refresh,
             self.node.peer,
             self.sweeper,
+            prefetcher=self.prefetcher,
             readiness=self._missing,
             request_timeout=self.config.request_timeout,
         )
@@ -243,6 +248,7 @@ class _Origin:
         """End all in the order in which each can still use what it needs."""
         grace = self.config.shutdown_grace
         await self.upkeep.stop()
+        await self.prefetcher.close()
         await self.refresh.close()
         # Uploads were acknowledged at the write quorum; the copies beyond it get their time, too.
         await self.cluster.drain(grace / 2)

@@ -97,6 +97,16 @@ class SizeAnswer(msgspec.Struct):
     size: int
 
 
+class PrefetchAnswer(msgspec.Struct, frozen=True):
+    """A blob that is to be ready on the origins."""
+
+    size: int
+    """Bytes."""
+
+    ready: bool
+    """An origin has it; False: it is being fetched, or is next."""
+
+
 class LocationsAnswer(msgspec.Struct):
     """The owners of a digest in ring order."""
 

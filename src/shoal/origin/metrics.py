@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 SWEEPS = Counter(
     "shoal_gc_sweeps",
@@ -26,6 +26,15 @@ REFRESHES = Counter(
     ["outcome"],
 )
 FETCHED_BYTES = Counter("shoal_refresh_bytes", "Bytes of blobs fetched from backends.")
+PREFETCHES = Counter(
+    "shoal_prefetches",
+    "Blobs that were fetched because an operator asked for them: fetched, also by somebody else "
+    "meanwhile; slow, the fetch goes on; failed.",
+    ["outcome"],
+)
+PREFETCHES_WAITING = Gauge("shoal_prefetches_waiting", "Blobs that wait to be prefetched.")
 
 for _outcome in ("fetched", "absent", "failed", "wrong"):
     REFRESHES.labels(_outcome)
+for _outcome in ("fetched", "slow", "failed"):
+    PREFETCHES.labels(_outcome)

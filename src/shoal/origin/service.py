@@ -17,7 +17,7 @@ from shoal.model.errors import ApiError, BadRequest, BlobUnknown
 from shoal.origin.client import OriginCluster, UploadResult
 from shoal.origin.held_blob import HeldBlob, Opened, opened
 from shoal.origin.local import LocalBlobs, Whole
-from shoal.origin.messages import MAX_NAMESPACES, Owing
+from shoal.origin.messages import MAX_NAMESPACES, Owing, PrefetchAnswer
 from shoal.origin.receiving import Received, Receiver, refusing_when_full
 from shoal.origin.remote_blob import RemoteBlob
 from shoal.origin.writeback import WriteBack
@@ -306,6 +306,19 @@ class OriginService:
         # Where it was fetched to: here, or on the owner that fetches for all.
         own = await self._open_here(digest)
         return own or await self._cluster.open(digest, deadline=deadline, besides=self.name)
+
+    async def prefetch(self, digest: Digest, namespace: str, deadline: Deadline) -> PrefetchAnswer:
+        """Have the blob fetched to the origins, by the one that would fetch it for a pull.
+
+        Raises `BlobUnknown`, and what `OriginCluster.prefetch` raises.
+        """
+        answer = await self._cluster.prefetch(digest, namespace, deadline=deadline)
+        if answer is None:
+            raise BlobUnknown(
+                f"no origin has {digest}, and neither has the backend of {namespace}",
+                detail={"digest": str(digest)},
+            )
+        return answer
 
     def check_push(self, namespace: str) -> None:
         """Raise `Denied` when a push to the repository could not be written to a backend."""

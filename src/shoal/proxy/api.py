@@ -18,6 +18,8 @@ from shoal.proxy.neighbours import (
     DeliverAnswer,
     DeliverRequest,
 )
+from shoal.proxy.prefetch import Prefetch
+from shoal.proxy.prefetch_api import PrefetchRoutes
 from shoal.proxy.readiness import Readiness
 from shoal.proxy.service import ProxyService
 from shoal.registry.app import registry_routes
@@ -28,8 +30,10 @@ from shoal.web.tls import Tls
 def proxy_application(
     service: ProxyService,
     custody: Custody,
+    prefetch: Prefetch,
     readiness: Readiness,
     config: ProxyConfig,
+    *,
     tls: Tls | None = None,
 ) -> web.Application:
     """Return the application that serves `service`; `tls`: how other proxies are called."""
@@ -38,6 +42,7 @@ def proxy_application(
         config.known_as, config.neighbours, idle_timeout=config.upload_idle_timeout, tls=tls
     ).install(app)
     registry_routes(app, service, service, upstreams=config.upstreams)
+    PrefetchRoutes(prefetch).add_to(app)
 
     async def deliver(request: web.Request) -> web.Response:
         """Hurry blobs that wait here; answer when they are delivered, or just before time is up."""

@@ -14,6 +14,7 @@ from shoal.proxy.api import proxy_application
 from shoal.proxy.config import ProxyConfig, PushModes
 from shoal.proxy.custody import QUEUE, DurableCustody, NoCustody
 from shoal.proxy.neighbours import Neighbours
+from shoal.proxy.prefetch import Prefetch
 from shoal.proxy.readiness import Readiness
 from shoal.proxy.service import ProxyService
 from shoal.proxy.uploads import Uploads
@@ -65,7 +66,9 @@ async def _serve(config: ProxyConfig, stop: Stop) -> None:
     expiry = asyncio.create_task(uploads.expire(config.upload_ttl), name="expiry of uploads")
     await asyncio.gather(origins.start(), index.start())
     try:
-        app = proxy_application(service, custody or NoCustody(), readiness, config, tls)
+        held = custody or NoCustody()
+        prefetch = Prefetch(service, origins, held)
+        app = proxy_application(service, held, prefetch, readiness, config, tls=tls)
         listener = Listener(app, config.listen, tls=tls, clients=config.tls.clients)
         await serve([listener], stop=stop, grace=0.75 * config.shutdown_grace)
     finally:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from shoal.model.digest import Digest
 from shoal.model.manifest import FoundManifest, IndexChildren, Referrer
+from shoal.origin.messages import PrefetchAnswer
 from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
 
@@ -58,6 +59,10 @@ class Origins(Protocol):
     ) -> bytes: ...
 
     async def open(self, digest: Digest, *, deadline: Deadline, namespace: str = "") -> Blob: ...
+
+    async def prefetch(
+        self, digest: Digest, namespace: str, *, deadline: Deadline
+    ) -> PrefetchAnswer | None: ...
 
 
 class Index(Protocol):

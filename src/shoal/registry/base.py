@@ -17,9 +17,10 @@ from shoal.model.errors import (
     BadRequest,
     DigestInvalid,
     NameInvalid,
+    TagInvalid,
     Unsupported,
 )
-from shoal.model.names import InvalidName, repository_name
+from shoal.model.names import InvalidName, InvalidTag, repository_name, split_image
 from shoal.registry.ports import ClientGone
 
 MAX_PAGE = 1000
@@ -59,6 +60,21 @@ def parse_digest(text: str) -> Digest:
     """Return the digest; raise `DigestInvalid`."""
     try:
         return Digest.parse(text)
+    except InvalidDigest as error:
+        raise DigestInvalid(str(error)) from error
+
+
+def parse_image(text: str) -> tuple[str, Digest | str]:
+    """Repository and reference of ``repository``, ``repository:tag`` or ``repository@digest``.
+
+    Raises `NameInvalid`, `TagInvalid` or `DigestInvalid`.
+    """
+    try:
+        return split_image(text)
+    except InvalidName as error:
+        raise NameInvalid(str(error)) from error
+    except InvalidTag as error:
+        raise TagInvalid(str(error)) from error
     except InvalidDigest as error:
         raise DigestInvalid(str(error)) from error
 

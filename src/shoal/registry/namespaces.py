@@ -27,16 +27,23 @@ def internal_repository(request: web.Request) -> str:
     upstreams = request.app[UPSTREAMS]
     if not upstreams.any:
         return name
-    namespace = parameter(request, "ns") or ""
+    return name_at(upstreams, parameter(request, "ns") or "", name, here=request.host)
+
+
+def name_at(upstreams: UpstreamNames, registry: str, name: str, *, here: str) -> str:
+    """What the repository `name` of a registry is called in this cluster; raise `NameInvalid`.
+
+    `registry` is empty when none was named; `here` is what the caller calls this one.
+    """
     try:
-        if namespace and namespace.lower() != request.host.lower():
-            mirrored = upstreams.internal(namespace, name)
+        if registry and registry.lower() != here.lower():
+            mirrored = upstreams.internal(registry, name)
             if mirrored is not None:
                 return mirrored
         return upstreams.canonical(name)
     except InvalidName as error:
         raise NameInvalid(
-            f"{namespace or 'the upstream'} has no such repository: {error}"
+            f"{registry or 'the upstream'} has no such repository: {error}"
         ) from error
 
 

@@ -16,12 +16,13 @@ from shoal.agent.timeline import (
     Kind,
 )
 from shoal.agent.verdict import duration, shares
-from shoal.agent.why import parse_image, why
+from shoal.agent.why import why
 from shoal.agent.why_report import SourceReport, Status
 from shoal.model.digest import Digest
 from shoal.model.errors import DigestInvalid, ManifestUnknown, NameInvalid, TagInvalid
 from shoal.model.manifest import Descriptor, Manifest
 from shoal.model.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
+from shoal.registry.base import parse_image
 from shoal.swarm.peers import PeerInfo, new_peer_id
 
 NAME, TAG = "team/app", "v1"

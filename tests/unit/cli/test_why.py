@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import pytest
 from typer.testing import CliRunner
 
 from shoal.agent.timeline import Kind
 from shoal.agent.why_report import BlobReport, ManifestReport, PullReport, SourceReport, Status
 from shoal.cli import main
-from shoal.cli.why import without_host
 from shoal.cli.why_text import lines
 
 LAYER, CONFIG = "sha256:" + "1" * 64, "sha256:" + "2" * 64
@@ -67,21 +65,6 @@ def test_the_verdict_stands_above_a_row_per_blob_and_per_source() -> None:
     assert rows["10.0.0.1:5012"] == ["10.0.0.1:5012", "origin", "60.0", "3.1", "s", "1"]
     assert f"{layer}: 2 times nothing came, for 1.8 s together and 1.5 s at most" in text
     assert f"{layer}: 5.0 MB were here from an earlier try" in text
-
-
-@pytest.mark.parametrize(
-    "image, expected",
-    [
-        ("team/app:v1", "team/app:v1"),
-        ("app", "app"),
-        ("app:v1", "app:v1"),
-        ("registry.example/team/app:v1", "team/app:v1"),
-        ("localhost/app", "app"),
-        ("127.0.0.1:5010/app@sha256:1", "app@sha256:1"),
-    ],
-)
-def test_the_registry_that_an_image_was_pulled_from_is_left_out(image: str, expected: str) -> None:
-    assert without_host(image) == expected
 
 
 def test_an_agent_that_does_not_answer_is_named() -> None:

@@ -16,6 +16,7 @@ from shoal.model.names import (
     InvalidTag,
     reference,
     repository_name,
+    split_host,
     split_tag,
     tag_name,
 )
@@ -122,3 +123,18 @@ def test_a_tag_key_without_a_name_is_refused(text: str) -> None:
 def test_a_tag_key_without_a_tag_is_refused() -> None:
     with pytest.raises(InvalidTag):
         split_tag("alpine:")
+
+
+@pytest.mark.parametrize(
+    "image, host, rest",
+    [
+        ("team/app:v1", "", "team/app:v1"),
+        ("app", "", "app"),
+        ("app:v1", "", "app:v1"),
+        ("registry.example/team/app:v1", "registry.example", "team/app:v1"),
+        ("localhost/app", "localhost", "app"),
+        ("127.0.0.1:5010/app@sha256:1", "127.0.0.1:5010", "app@sha256:1"),
+    ],
+)
+def test_the_registry_that_an_image_names(image: str, host: str, rest: str) -> None:
+    assert split_host(image) == (host, rest)

@@ -22,6 +22,7 @@ from shoal.origin.api import origin_application
 from shoal.origin.client import OriginCluster
 from shoal.origin.faults import PATH, FaultPlan, FaultReport, Faults
 from shoal.origin.local import LocalBlobs
+from shoal.origin.prefetch import Prefetcher
 from shoal.origin.receiving import Receiver
 from shoal.origin.service import OriginService
 from shoal.origin.uploads import ChunkedUploads
@@ -151,7 +152,14 @@ async def an_origin(folder: Path, clock: Clock | None) -> AsyncIterator[Ask]:
 
     peer = PeerInfo(new_peer_id(), "127.0.0.1", 1, "", origin=True)
     app = origin_application(
-        service, uploads, refresh, peer, None, readiness=ready, request_timeout=5
+        service,
+        uploads,
+        refresh,
+        peer,
+        None,
+        prefetcher=Prefetcher(ring, refresh, concurrency=1),
+        readiness=ready,
+        request_timeout=5,
     )
     if clock is not None:
         faults.add_to(app, clock)

@@ -28,6 +28,7 @@ from shoal.proxy.api import proxy_application
 from shoal.proxy.config import ProxyConfig, PushModes
 from shoal.proxy.custody import DurableCustody
 from shoal.proxy.neighbours import Neighbours
+from shoal.proxy.prefetch import Prefetch
 from shoal.proxy.readiness import Readiness
 from shoal.proxy.service import ProxyService
 from shoal.proxy.uploads import Uploads
@@ -97,7 +98,8 @@ class Proxy:
         ring = OriginsConfig(hosts=["127.0.0.1:1"], write_quorum=1, replicas=1)
         index = BuildIndexClient(self.http, HostsConfig(hosts=["127.0.0.1:1"]))
         readiness = Readiness(OriginCluster(self.http, ring), index, self.custody)
-        return proxy_application(self.service, self.custody, readiness, self.config)
+        prefetch = Prefetch(self.service, self.origins, self.custody)
+        return proxy_application(self.service, self.custody, prefetch, readiness, self.config)
 
     async def push(self, name: str, *contents: bytes) -> None:
         for content in contents:
