@@ -345,10 +345,14 @@ class Docker:
     def pull(self, reference: Reference | str) -> Pulled:
         self.forget()
         digest = _announced_digest(self._run("pull", str(reference)))
+        return Pulled(digest, self.has(reference))
+
+    def has(self, reference: Reference | str) -> tuple[str, ...]:
+        """The layers of an image that it has."""
         layers = self._run(
             "image", "inspect", "--format", "{{json .RootFS.Layers}}", str(reference)
         )
-        return Pulled(digest, tuple(json.loads(layers)))
+        return tuple(json.loads(layers))
 
     def copy(self, source: Reference, target: Reference) -> None:
         self.pull(source)

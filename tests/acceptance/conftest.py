@@ -13,6 +13,8 @@ import pytest
 from tests.acceptance import daemons
 from tests.acceptance.clients import Buildah, Ctr, Docker, Podman, Skopeo
 from tests.acceptance.daemons import DaemonFailed
+from tests.acceptance.docker_api import PulledImages
+from tests.acceptance.docker_api import docker_api as serving_docker_api
 from tests.acceptance.sandbox import Sandbox
 from tests.acceptance.stage import Stage
 from tests.cluster import RunningCluster
@@ -29,8 +31,26 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def cluster(folder: Path) -> Iterator[RunningCluster]:
-    with RunningCluster.start(folder / "cluster", origins=3, agents=2) as running:
+    """Its first agent may tell our own daemons to pull, the second one what stands for docker."""
+    preload = {
+        "docker_socket": str(daemons.docker_socket(folder / "dockerd")),
+        "containerd_socket": str(daemons.containerd_socket(folder / "containerd")),
+    }
+    config = {
+        "agent-0": {"preload": preload},
+        "agent-1": {"preload": {"docker_socket": str(folder / "docker-api.sock")}},
+    }
+    with RunningCluster.start(folder / "cluster", origins=3, agents=2, config=config) as running:
         yield running
+
+
+@pytest.fixture
+def docker_api(folder: Path) -> Iterator[PulledImages]:
+    """What stands for docker at the second agent."""
+    socket = folder / "docker-api.sock"
+    with serving_docker_api(socket) as pulled:
+        yield pulled
+    socket.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -47,11 +47,21 @@ disabled_plugins = [
 """
 
 
+def containerd_socket(folder: Path) -> Path:
+    """Where the containerd of a sandbox in this folder listens."""
+    return folder / "containerd.sock"
+
+
+def docker_socket(folder: Path) -> Path:
+    """Where the dockerd of a sandbox in this folder listens."""
+    return folder / "docker.sock"
+
+
 @contextlib.contextmanager
 def containerd(sandbox: Sandbox) -> Iterator[str]:
     """Run containerd and yield its socket's path. Raises `DaemonFailed`."""
     folder = sandbox.folder
-    socket = f"{folder}/containerd.sock"
+    socket = str(containerd_socket(folder))
     config = folder / "containerd.toml"
     config.write_text(_CONTAINERD.format(folder=folder, socket=socket))
     argv = ["containerd", "--config", str(config)]
@@ -67,7 +77,7 @@ def dockerd(sandbox: Sandbox, *, mirror: str) -> Iterator[str]:
     It starts a containerd of its own. Raises `DaemonFailed`.
     """
     folder = sandbox.folder
-    address = f"unix://{folder}/docker.sock"
+    address = f"unix://{docker_socket(folder)}"
     cgroup = f"{folder.parent.name}-docker"
     config = folder / "daemon.json"
     config.write_text(

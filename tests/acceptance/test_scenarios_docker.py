@@ -7,14 +7,16 @@ import json
 import shutil
 import time
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 import pytest
 
-from tests.acceptance.clients import Client, Pulled, Reference, Skopeo, content_of
+from tests.acceptance.clients import Client, Ctr, Docker, Pulled, Reference, Skopeo, content_of
+from tests.acceptance.docker_api import PulledImages
 from tests.acceptance.images import Image, build
-from tests.acceptance.raw import ask
+from tests.acceptance.raw import Answer, ask
 from tests.acceptance.stage import ORIGINS, Stage, until
-from tests.cluster import RunningCluster
+from tests.cluster import AgentUrls, RunningCluster
 
 LAYER = 5_000_000
 FETCHED = 'shoal_refreshes_total{outcome="fetched"}'
@@ -37,6 +39,17 @@ class Pushed:
         """Pull it there."""
         pulled = self.client.pull(self.reference.at(registry))
         assert pulled == Pulled(self.digest, self.image.host.diff_ids)
+
+
+def preload(agent: AgentUrls, reference: Reference, **query: str) -> Answer:
+    """Have an agent tell a runtime to pull."""
+    image = f"{reference.repository}:{reference.tag}"
+    return ask(f"{agent.admin}/preload/tags/{image}?{urlencode(query)}")
+
+
+def code(answer: Answer) -> str:
+    """The code of an error."""
+    return str(answer.document["errors"][0]["code"])
 
 
 @pytest.fixture(scope="module", params=EACH_CLIENT)
@@ -62,6 +75,71 @@ def test_proxy_pull_after_data_loss(pushed: Pushed, cluster: RunningCluster) -> 
 
 def test_agent_pull(pushed: Pushed, cluster: RunningCluster) -> None:
     pushed.check_pull(cluster.agents[0].registry)
+
+
+@pytest.mark.client("docker")
+def test_agent_preload(docker: Docker, cluster: RunningCluster) -> None:
+    image = build("preloaded", layer_size=LAYER)
+    reference = Reference(cluster.proxy, "test/preloaded/by/docker")
+    digest = docker.push(image, reference)
+
+    done = preload(cluster.agents[0], reference)
+
+    assert done.status == 200, done.body
+    local = reference.at(cluster.agents[0].registry)
+    assert (done.document["image"], done.document["digest"]) == (str(local), digest)
+    assert docker.has(local) == image.host.diff_ids
+
+
+@pytest.mark.client("skopeo")
+def test_agent_preload_by_dockers_api(
+    skopeo: Skopeo, docker_api: PulledImages, cluster: RunningCluster
+) -> None:
+    image = build("preloaded by docker's API", layer_size=LAYER)
+    reference = Reference(cluster.proxy, "test/preloaded/by/api")
+    skopeo.push(image, reference)
+    agent = cluster.agents[1]
+
+    done = preload(agent, reference)
+
+    assert done.status == 200, done.body
+    local = reference.at(agent.registry)
+    assert (done.document["image"], done.document["digest"]) == (str(local), image.digest)
+    assert docker_api.images == {str(local): image.digest}
+    layers = {layer.digest: layer.data for layer in image.host.layers}
+    assert layers.items() <= docker_api.contents.items()
+
+
+@pytest.mark.client("skopeo", "ctr")
+def test_agent_preload_by_containerd(skopeo: Skopeo, ctr: Ctr, cluster: RunningCluster) -> None:
+    image = build("preloaded by containerd", layer_size=LAYER)
+    reference = Reference(cluster.proxy, "test/preloaded/by/containerd")
+    skopeo.push(image, reference)
+    local = reference.at(cluster.agents[0].registry)
+
+    done = preload(cluster.agents[0], reference, runtime="containerd", namespace="k8s.io")
+
+    assert done.status == 200, done.body
+    assert (done.document["image"], done.document["digest"]) == (str(local), image.digest)
+    assert ctr.pulled("k8s.io", local) == Pulled(image.digest, image.host.diff_ids)
+
+
+@pytest.mark.client("ctr")
+def test_agent_preload_that_fails(ctr: Ctr, cluster: RunningCluster) -> None:
+    """An image that is nowhere; a runtime that does not answer; one that it may not tell."""
+    nowhere = Reference(cluster.proxy, "test/preloaded/nowhere")
+    absent = preload(cluster.agents[0], nowhere, runtime="containerd")
+    assert (absent.status, code(absent)) == (404, "MANIFEST_UNKNOWN")
+
+    image = build("preloaded nowhere", layer_size=1000)
+    there = Reference(cluster.proxy, "test/preloaded/there")
+    ctr.push(image, there)
+    silent = preload(cluster.agents[1], there)
+    assert (silent.status, code(silent)) == (503, "UNAVAILABLE")
+    assert "docker-api.sock" in silent.document["errors"][0]["message"]
+    closed = preload(cluster.agents[1], there, runtime="containerd")
+    assert (closed.status, code(closed)) == (405, "UNSUPPORTED")
+    assert "preload.containerd_socket" in closed.document["errors"][0]["message"]
 
 
 @pytest.mark.client("skopeo")

@@ -9,19 +9,23 @@ import msgspec
 from aiohttp import web
 
 from shoal.agent.config import AgentConfig
+from shoal.agent.preload import DEFAULT_NAMESPACE, RUNTIMES, Preload
 from shoal.agent.pulls import Pulls
 from shoal.agent.readiness import AgentReadiness
 from shoal.agent.service import AgentService
 from shoal.agent.timeline import Journal
 from shoal.agent.why import why
+from shoal.backend.upstreams import UpstreamConfig, UpstreamNames
 from shoal.model.digest import Digest, InvalidDigest
 from shoal.model.errors import BlobUnknown, DigestInvalid, NameInvalid, TagInvalid
 from shoal.model.names import InvalidName, InvalidTag, repository_name, split_tag
 from shoal.registry.app import registry_routes
-from shoal.registry.base import parse_image
+from shoal.registry.base import parameter, parse_image
+from shoal.registry.namespaces import name_at
 from shoal.swarm.node import SwarmNode
 from shoal.swarm.view import swarm_view
 from shoal.web.bodies import send_blob
+from shoal.web.callers import while_connected
 from shoal.web.deadline import Deadline
 from shoal.web.server import application
 
@@ -44,11 +48,13 @@ def admin_application(  # noqa: PLR0917 -- what an operator asks about
     node: SwarmNode,
     readiness: AgentReadiness,
     journal: Journal,
+    preload: Preload,
     config: AgentConfig,
 ) -> web.Application:
-    """Generic blobs, tags and the state of the swarm; where the time of a pull went."""
+    """Generic blobs, tags, preload, the state of the swarm; where the time of a pull went."""
     app = application("agent", readiness=readiness.missing)
     _generic_blobs(app, service, config)
+    _preload(app, preload, UpstreamNames(dict.fromkeys(config.upstreams, UpstreamConfig())))
 
     async def get_tag(request: web.Request) -> web.Response:
         try:
@@ -99,6 +105,27 @@ def _generic_blobs(app: web.Application, service: AgentService, config: AgentCon
         return await send_blob(request, blob, digest=digest)
 
     app.router.add_get("/namespace/{namespace:.+}/blobs/{digest}", get_blob)
+
+
+def _preload(app: web.Application, preload: Preload, upstreams: UpstreamNames) -> None:
+    async def pull(request: web.Request) -> web.Response:
+        """``/preload/tags/{repository}:{tag}?runtime=docker|containerd&namespace=``."""
+        repository, reference = parse_image(request.match_info["image"])
+        work = preload.image(
+            name_at(upstreams, "", repository, here=""),
+            reference,
+            Deadline.from_headers(request.headers, preload.timeout),
+            runtime=parameter(request, "runtime") or RUNTIMES[0],
+            namespace=parameter(request, "namespace") or DEFAULT_NAMESPACE,
+            told=repository,
+        )
+        # Who does not wait any more is no reason to fill this host's disk.
+        done = await while_connected(request, work)
+        return web.Response(body=msgspec.json.encode(done), content_type="application/json")
+
+    # GET is what Kraken's users send. A HEAD must not pull.
+    app.router.add_get("/preload/tags/{image:.+}", pull, allow_head=False)
+    app.router.add_post("/preload/tags/{image:.+}", pull)
 
 
 def _digest(request: web.Request) -> Digest:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from shoal.config.model import ServiceConfig, TlsConfig
+from shoal.config.model import Config, ServiceConfig, TlsConfig
 from shoal.config.units import Address, Bytes, Duration, is_loopback
 from shoal.ring.config import HostsConfig, OriginsConfig
 from shoal.store.config import CacheConfig
@@ -20,6 +20,28 @@ class AgentTlsConfig(TlsConfig):
 
     registry: bool | None = None
     """Whether `listen` is over TLS, too; by default when it is not on loopback."""
+
+
+class PreloadConfig(Config):
+    """Which container runtimes of this host the agent may tell to pull images; by default none.
+
+    Whoever reaches the admin endpoint can then fill their disks with what the cluster has.
+    """
+
+    docker_socket: Path | None = None
+    """Where docker listens, such as ``/var/run/docker.sock``."""
+
+    containerd_socket: Path | None = None
+    """Where containerd listens, such as ``/run/containerd/containerd.sock``."""
+
+    ctr: Annotated[str, Field(min_length=1)] = "ctr"
+    """containerd's command: a name on the agent's PATH, or a path."""
+
+    timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    """For one image; a runtime that takes longer is stopped."""
+
+    concurrency: Annotated[int, Field(ge=1)] = 2
+    """Images that are pulled at the same time; further ones wait."""
 
 
 class AgentConfig(ServiceConfig):
@@ -63,6 +85,8 @@ class AgentConfig(ServiceConfig):
 
     manifest_ttl: Annotated[Duration, Field(gt=0)] = 3600.0
     """A manifest that is in memory leaves it after this time; the disk has it still."""
+
+    preload: PreloadConfig = PreloadConfig()
 
     @property
     def registry_tls(self) -> bool:

@@ -14,6 +14,7 @@ from shoal.agent.config import AgentConfig
 from shoal.agent.download import Sources
 from shoal.agent.library import Library
 from shoal.agent.membership import Membership
+from shoal.agent.preload import preload_of
 from shoal.agent.pulls import Pulls
 from shoal.agent.readiness import AgentReadiness
 from shoal.agent.service import AgentService
@@ -93,7 +94,9 @@ async def _serve(config: AgentConfig, stop: Stop) -> None:
                 clients="optional",
             ),
             Listener(
-                admin_application(pulls, service, node, readiness, journal, config),
+                admin_application(
+                    pulls, service, node, readiness, journal, preload_of(config, pulls), config
+                ),
                 config.admin,
                 "admin",
                 tls=tls,
