@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from urllib.parse import urlencode
@@ -176,7 +178,7 @@ def test_proxy_catalog(skopeo: Skopeo, cluster: RunningCluster) -> None:
 
 
 @pytest.mark.client("skopeo")
-@pytest.mark.parametrize("form", ["shoal", "kraken"])
+@pytest.mark.parametrize("form", ["shoal", "command", "kraken"])
 def test_proxy_prefetch(stage: Stage, skopeo: Skopeo, form: str) -> None:
     """What only the backend has is on the origins before any agent asks for it."""
     cluster = stage.cluster
@@ -195,6 +197,11 @@ def test_proxy_prefetch(stage: Stage, skopeo: Skopeo, form: str) -> None:
         assert begun.status == 202, begun.body
         assert begun.document["contents"] == len(contents)
         assert begun.document["coming"] > 0
+    elif form == "command":
+        argv = [sys.executable, "-m", "shoal", "prefetch", str(reference)]
+        argv += ["--proxy", cluster.proxy, "--wait", "30s"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+        assert f"{image.digest}: ready, {len(contents)} blobs and manifests" in done.stdout
     else:
         asked = json.dumps({"tag": str(reference), "trace_id": "rollout-7"}).encode()
         begun = ask(f"{cluster.proxy}/proxy/v2/registry/prefetch", "POST", body=asked)

@@ -28,7 +28,16 @@ from shoal.model.digest import ALGORITHMS, Digest, InvalidDigest
 from shoal.model.errors import BlobUploadInvalid, NameInvalid, RangeInvalid, SizeInvalid
 from shoal.model.manifest import InvalidManifest, parse_manifest
 from shoal.model.media_types import MANIFEST_TYPES, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
-from shoal.model.names import InvalidName, InvalidTag, reference, repository_name, split_tag
+from shoal.model.names import (
+    InvalidName,
+    InvalidTag,
+    reference,
+    repository_name,
+    split_host,
+    split_image,
+    split_tag,
+)
+from shoal.model.platforms import InvalidPlatform, Platform, platforms_of
 from shoal.registry.app import registry_routes
 from shoal.registry.base import repository
 from shoal.registry.chunks import parse_chunk_range
@@ -89,6 +98,14 @@ def names(data: bytes) -> None:
         assert "/" not in text
     with suppress(InvalidName, InvalidTag):
         assert ":".join(split_tag(text)) == text
+    with suppress(InvalidName, InvalidTag, InvalidDigest):
+        name, named = split_image(split_host(text)[1])
+        assert split_image(f"{name}{'@' if isinstance(named, Digest) else ':'}{named}") == (
+            name,
+            named,
+        )
+    with suppress(InvalidPlatform):
+        assert str(Platform.parse(text)) == text
 
 
 def manifest(data: bytes) -> None:
@@ -108,6 +125,7 @@ def manifest(data: bytes) -> None:
     sizes = {(it.digest, it.size) for it in (*parsed.layers, *parsed.children)}
     assert len({it for it, _ in sizes}) == len(sizes)
     assert parse_manifest(body, parsed.media_type) == parsed
+    assert set(platforms_of(body)) <= {it.digest for it in parsed.children}
 
 
 def ranges(data: bytes) -> None:
@@ -255,10 +273,15 @@ TARGETS: dict[str, Target] = {
 def _manifests() -> list[bytes]:
     layer = {"mediaType": OCI_LAYER, "digest": str(DIGEST), "size": 7, "data": "Y29udGVudA=="}
     config = layer | {"mediaType": OCI_CONFIG, "urls": ["https://example.test"]}
+    platform = {"os": "linux", "architecture": "arm", "variant": "v7"}
     both = {"schemaVersion": 2, "subject": config, "annotations": {"a": "b"}, "artifactType": "a/b"}
     documents = [
         both | {"mediaType": OCI_MANIFEST, "config": config, "layers": [layer, layer]},
-        both | {"mediaType": OCI_INDEX, "manifests": [layer | {"mediaType": OCI_MANIFEST}]},
+        both
+        | {
+            "mediaType": OCI_INDEX,
+            "manifests": [layer | {"mediaType": OCI_MANIFEST, "platform": platform}],
+        },
     ]
     return [b"\0" + json.dumps(document).encode() for document in documents]
 
@@ -278,7 +301,15 @@ def _frames() -> list[bytes]:
 
 EXAMPLES: dict[str, list[bytes]] = {
     "digest": [str(DIGEST).encode(), str(Digest.of(b"", "sha512")).encode()],
-    "names": [b"team/app", b"a.b_c__d--e", b"v1.2_3-4", b"team/app:v1", str(DIGEST).encode()],
+    "names": [
+        b"team/app",
+        b"a.b_c__d--e",
+        b"v1.2_3-4",
+        b"team/app:v1",
+        b"a.example:1/b/c@" + str(DIGEST).encode(),
+        b"linux/arm/v7",
+        str(DIGEST).encode(),
+    ],
     "manifest": _manifests(),
     "ranges": [b"\x40bytes=0-1,5-,-3", b"\x40bytes=2-", b"\x05bytes=-1"],
     "chunk-range": [b"\x000-9", b"\x0abytes 0-9/10", b"\x01bytes=5-5/*"],

@@ -8,6 +8,7 @@ import hashlib
 import json
 import signal
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -78,6 +79,26 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running
         }
         with RunningCluster.start(folder / "down", origins=1, agents=1, config=config) as cluster:
             yield upstream, cluster
+
+
+def test_an_image_of_an_upstream_is_prefetched_under_the_name_by_which_it_is_pulled(
+    clusters: tuple[RunningCluster, ...],
+) -> None:
+    upstream, cluster = clusters
+    layer = LAYER + b"prefetched"
+    digest = push(upstream.proxy, "team/ahead", "v1", layer)
+    prefetch = f"{cluster.proxy}/prefetch/up.example.com/team/ahead:v1"
+
+    status, body, _ = call("POST", prefetch, b"")
+    assert status in {200, 202}, body
+    assert json.loads(body)["digest"] == digest
+    patience = time.monotonic() + 30
+    while status != 200:
+        assert time.monotonic() < patience, body
+        status, body, _ = call("POST", prefetch, b"")
+    for content in (manifest_of(layer), layer, CONFIG):
+        own = f"{cluster.origins[0]}/internal/blobs/{digest_of(content)}"
+        assert call("HEAD", own)[0] == 200
 
 
 def test_an_image_is_pulled_through_by_ns_and_by_prefix_and_goes_on_while_the_upstream_is_down(

@@ -67,11 +67,14 @@ class _Index(msgspec.Struct):
 def platforms_of(index: bytes) -> dict[Digest, list[Platform]]:
     """Which platforms each child of an index is for, as far as it says so.
 
-    `index` was read by `shoal.model.manifest.parse_manifest` before; what is no platform, or says
-    nothing, is left out.
+    What is no platform, or cannot be read, is left out.
     """
     found: dict[Digest, list[Platform]] = {}
-    for child in msgspec.json.decode(index, type=_Index).manifests:
+    try:
+        children = msgspec.json.decode(index, type=_Index).manifests
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return found
+    for child in children:
         platform = _platform(child.platform)
         if platform is None:
             continue

@@ -28,13 +28,13 @@ REFRESHES = Counter(
 FETCHED_BYTES = Counter("shoal_refresh_bytes", "Bytes of blobs fetched from backends.")
 PREFETCHES = Counter(
     "shoal_prefetches",
-    "Blobs that were fetched because an operator asked for them: fetched, also by somebody else "
-    "meanwhile; slow, the fetch goes on; failed.",
+    "Blobs that an operator asked for and no origin had: fetched, also by somebody else meanwhile; "
+    "failed.",
     ["outcome"],
 )
 PREFETCHES_WAITING = Gauge("shoal_prefetches_waiting", "Blobs that wait to be prefetched.")
 
 for _outcome in ("fetched", "absent", "failed", "wrong"):
     REFRESHES.labels(_outcome)
-for _outcome in ("fetched", "slow", "failed"):
+for _outcome in ("fetched", "failed"):
     PREFETCHES.labels(_outcome)

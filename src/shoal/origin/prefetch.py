@@ -24,7 +24,7 @@ MAX_WAITING = 10_000
 """Blobs that one origin has noted: more than an image may have."""
 
 PATIENCE = 60.0
-"""Seconds for a blob, besides those that its transfer takes, before the next one has its turn."""
+"""Seconds after which it is asked again how far a transfer is."""
 
 BUSY = 10
 """Seconds after which those should come back for whom there was no place."""
@@ -134,19 +134,16 @@ class Prefetcher:
             metrics.PREFETCHES_WAITING.set(len(self._waiting))
             self._fetching[wanted] = size
             try:
-                await self._fetch(*wanted, size)
+                await self._fetch(*wanted)
             finally:
                 del self._fetching[wanted]
 
-    async def _fetch(self, digest: Digest, repository: str, size: int) -> None:
+    async def _fetch(self, digest: Digest, repository: str) -> None:
         """Fetch one; it is tried once: whoever wants it asks again, or pulls it."""
-        deadline = Deadline.after(PATIENCE).with_transfer(size)
         outcome = "failed"
         try:
-            await self._fetcher.bring(digest, repository, deadline, led=True)
+            await self._bring(digest, repository)
             outcome = "fetched"
-        except StillFetching:
-            outcome = "slow"
         except (ApiError, CallFailed, OSError) as error:
             log.warning(
                 "prefetch failed", digest=str(digest), repository=repository, error=str(error)
@@ -154,6 +151,18 @@ class Prefetcher:
         except Exception:  # a defect that one blob meets must not leave the others waiting
             log.exception("prefetch failed unexpectedly", digest=str(digest), repository=repository)
         metrics.PREFETCHES.labels(outcome).inc()
+
+    async def _bring(self, digest: Digest, repository: str) -> None:
+        """Return when the transfer has ended, which has bounds of its own.
+
+        Another one that began beside it would take a place from those that somebody waits for.
+        """
+        while True:
+            try:
+                await self._fetcher.bring(digest, repository, Deadline.after(PATIENCE), led=True)
+            except StillFetching:
+                continue
+            return
 
     async def close(self) -> None:
         """Forget what is noted, and end what is under way."""

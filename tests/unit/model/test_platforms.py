@@ -54,3 +54,16 @@ def test_an_index_says_what_its_children_are_for_or_does_not() -> None:
     index = json.dumps({"manifests": children}).encode()
     expected = [Platform("linux", "amd64"), Platform("linux", "arm", "v7")]
     assert platforms_of(index) == {ONE: expected}
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"",
+        b"[]",
+        b'{"manifests":[{"platform":"\xff"}]}',
+        b'{"manifests":[{"platform":' + b"[" * 90_000,
+    ],
+)
+def test_an_index_that_cannot_be_read_says_nothing(index: bytes) -> None:
+    assert platforms_of(index) == {}
