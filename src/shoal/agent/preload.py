@@ -151,7 +151,8 @@ def preload_of(config: AgentConfig, manifests: Manifests) -> Preload:
     if preload.docker_socket is not None:
         runtimes[Docker.name] = Docker(preload.docker_socket)
     if preload.containerd_socket is not None:
-        runtimes[Containerd.name] = Containerd(preload.containerd_socket, preload.ctr)
+        ca = config.tls.ca if config.registry_tls else None
+        runtimes[Containerd.name] = Containerd(preload.containerd_socket, preload.ctr, ca=ca)
     return Preload(registry_of(config.listen), runtimes, manifests, preload)
 
 

@@ -90,16 +90,18 @@ class Containerd:
 
     name = "containerd"
 
-    def __init__(self, socket: Path, ctr: str) -> None:
+    def __init__(self, socket: Path, ctr: str, *, ca: Path | None = None) -> None:
+        """`ca`: who issued the registry's certificate; without it the registry speaks no TLS."""
         self._socket = socket
         self._ctr = ctr
+        self._trust = ["--plain-http"] if ca is None else ["--tlscacert", str(ca)]
 
     async def pull(self, repository: str, reference: Digest | str, namespace: str) -> None:
         """``ctr images pull``: what came before it is stopped stays in containerd."""
         image = named(repository, reference)
         argv = [self._ctr, "--address", str(self._socket)]
         argv += ["--connect-timeout", f"{CONNECT_TIMEOUT:g}s", "--namespace", namespace]
-        argv += ["images", "pull", "--plain-http", image]
+        argv += ["images", "pull", *self._trust, image]
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,

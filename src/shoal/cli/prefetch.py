@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote, urlencode
 
 import typer
 
-from shoal.cli.failures import complain, fail
+from shoal.cli.failures import complain, config_faults, fail
 from shoal.cli.sizes import seconds
 
 if TYPE_CHECKING:
     from shoal.proxy.prefetch_report import PrefetchReport
     from shoal.web.client import HttpClient
+    from shoal.web.tls import Tls
 
-DEFAULT_PROXY = "http://127.0.0.1:5000"
+DEFAULT_PROXY = "127.0.0.1:5000"
 ASK_AGAIN = 1.0
 """Seconds between two questions how far it is."""
 
@@ -39,6 +41,12 @@ def _prefetch(
     proxy: Annotated[
         str, typer.Option(metavar="URL", help="The address of a proxy.")
     ] = DEFAULT_PROXY,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The config of a service: needed where the cluster speaks TLS."
+        ),
+    ] = None,
     platform: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,11 +70,16 @@ def _prefetch(
     """
     import msgspec
 
-    base = proxy if "://" in proxy else f"http://{proxy}"
+    tls = None
+    if config is not None:
+        from shoal.cli.gc_run import tls_of
+
+        with config_faults():
+            tls = tls_of(config)
     query = f"?{urlencode({'platform': platform}, doseq=True)}" if platform else ""
-    url = f"{base.rstrip('/')}/prefetch/{quote(image, safe='/:@')}{query}"
+    path = f"/prefetch/{quote(image, safe='/:@')}{query}"
     try:
-        report = asyncio.run(_until_ready(url, wait))
+        report = asyncio.run(_until_ready(proxy, path, wait, tls))
     except _NotReady as error:
         raise fail("shoal prefetch", error) from None
     if as_json:
@@ -89,7 +102,7 @@ def line(report: PrefetchReport) -> str:
     return f"{what}: {coming} are coming, {report.coming_size / 1e6:.1f} MB"
 
 
-async def _until_ready(url: str, wait: float) -> PrefetchReport:
+async def _until_ready(proxy: str, path: str, wait: float, tls: Tls | None) -> PrefetchReport:
     """Ask, and while there is time to wait, ask again until all is there.
 
     Raises `_NotReady` when it is not for the proxy to have it ready.
@@ -99,7 +112,9 @@ async def _until_ready(url: str, wait: float) -> PrefetchReport:
     from shoal.web.failures import Overloaded
 
     patience = Deadline.after(wait)
-    http = HttpClient(user_agent="shoal-prefetch")
+    http = HttpClient(user_agent="shoal-prefetch", tls=tls)
+    base = proxy if "://" in proxy else http.url(proxy, "")
+    url = base.rstrip("/") + path
     try:
         while True:
             try:

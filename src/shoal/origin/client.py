@@ -412,6 +412,12 @@ class OriginCluster(Placing):
             self._members.health.failed(host)
             raise
 
+    async def _size_by(
+        self, host: str, method: str, path: str, namespace: str, deadline: Deadline, **more: str
+    ) -> int:
+        answer = await self._ask_by(host, method, path, namespace, deadline, **more)
+        return answer.decode(SizeAnswer).size
+
     async def prefetch(
         self, digest: Digest, namespace: str, *, deadline: Deadline
     ) -> PrefetchAnswer | None:
@@ -435,8 +441,7 @@ class OriginCluster(Placing):
         """
         path = f"/internal/blobs/{digest}/refresh"
         more = {"led": "true", "begun": "true" if begun else "false"}
-        answer = await self._ask_by(host, "POST", path, namespace, deadline, **more)
-        return answer.decode(SizeAnswer).size
+        return await self._size_by(host, "POST", path, namespace, deadline, **more)
 
     async def stat_backend_at(
         self, host: str, digest: Digest, namespace: str, *, deadline: Deadline

@@ -46,7 +46,9 @@ class Origins(Protocol):
 class Fetcher(Protocol):
     """Fetches what no origin has (`shoal.origin.refresh.Refresh`)."""
 
-    async def stat(self, digest: Digest, repository: str, deadline: Deadline) -> int: ...
+    async def stat(
+        self, digest: Digest, repository: str, deadline: Deadline, *, led: bool = False
+    ) -> int: ...
 
     async def bring(
         self, digest: Digest, repository: str, deadline: Deadline, *, led: bool = False
@@ -92,7 +94,7 @@ class Prefetcher:
         if size is not None:
             return PrefetchAnswer(size, ready=True)
         try:
-            size = await self._fetcher.stat(digest, repository, deadline)
+            size = await self._fetcher.stat(digest, repository, deadline, led=True)
         except BlobUnknown as absent:
             if silent is not None:
                 raise silent from absent

@@ -16,6 +16,8 @@ from shoal.model.errors import Denied
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
 INTERNAL = "/internal/"
 """What routes begin with that are for services of the cluster alone."""
+CHANGING = "/preload/"
+"""What routes begin with that change something, although they take GET."""
 
 
 def guard(app: web.Application, clients: Clients) -> None:
@@ -39,6 +41,7 @@ def _gate(clients: Clients) -> Middleware:
 def _is_open(request: web.Request, clients: Clients) -> bool:
     # By the route that was found, not by the path: there are many ways to write a path.
     resource = request.match_info.route.resource
-    if resource is not None and resource.canonical.startswith(INTERNAL):
+    path = "" if resource is None else resource.canonical
+    if path.startswith(INTERNAL):
         return False
-    return clients == "optional" or request.method in READS
+    return clients == "optional" or (request.method in READS and not path.startswith(CHANGING))

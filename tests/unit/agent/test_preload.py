@@ -282,6 +282,16 @@ async def test_ctr_is_called_as_it_wants_it(tmp_path: Path) -> None:
     assert (tmp_path / "told").read_text().splitlines() == expected
 
 
+async def test_ctr_is_told_whose_certificate_the_registry_has(tmp_path: Path) -> None:
+    command(tmp_path, f'printf "%s\\n" "$@" > {tmp_path}/told')
+    ca = Path("/etc/shoal/ca.pem")
+    secured = Containerd(Path("/run/c.sock"), str(tmp_path / "ctr"), ca=ca)
+    await secured.pull(IMAGE, "v1", "default")
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[-3:] == ["--tlscacert", str(ca), f"{IMAGE}:v1"]
+    assert "--plain-http" not in told
+
+
 async def test_what_ctr_complains_of_last_is_told(tmp_path: Path) -> None:
     script = 'echo progress; echo noise >&2; echo "ctr: no such host" >&2; exit 3'
     with pytest.raises(PullFailed, match=r"ctr: no such host \(exit status 3") as raised:

@@ -56,7 +56,10 @@ class Fetcher:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    async def stat(self, digest: Digest, repository: str, deadline: Deadline) -> int:
+    async def stat(
+        self, digest: Digest, repository: str, deadline: Deadline, *, led: bool = False
+    ) -> int:
+        assert led
         self._cluster.asked += 1
         await asyncio.sleep(0)
         if digest not in self._cluster.backed:

@@ -78,8 +78,11 @@ async def fine(request: web.Request) -> web.Response:
 
 
 def routes() -> list[tuple[str, str, Callable[[web.Request], Awaitable[web.StreamResponse]]]]:
-    both = [("GET", "/things", fine), ("GET", "/internal/things", fine)]
-    return [*both, *((method, "/things", fine) for method in CHANGES)]
+    reads = ("/things", "/internal/things", "/preload/things")
+    return [
+        *(("GET", path, fine) for path in reads),
+        *((method, "/things", fine) for method in CHANGES),
+    ]
 
 
 # -- config -----------------------------------------------------------------------------------
@@ -186,6 +189,7 @@ def test_without_a_certificate_what_is_public_may_be_read_and_nothing_changed(
                     (error,) = json.loads(reply.body)["errors"]
                     assert error["code"] == "DENIED"
                     assert "client certificate" in error["message"]
+                assert (await http.ask("GET", "/preload/things")).status == 403
             # However the path is written, and also where nothing is.
             for path in ("/internal/things", "/%69nternal/things", "/internal%2Fthings"):
                 async with wire(address, authority.client()) as http:
