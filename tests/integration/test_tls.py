@@ -228,6 +228,9 @@ def test_commands_call_the_cluster_as_the_config_says(secured: RunningCluster, p
     told = shoal("why", f"{NAME}:v1", "--config", agent)
     assert told.returncode == 0, told.stderr
     assert sha256(LAYER)[:19] in told.stdout
+    ready = shoal("prefetch", f"{NAME}:v1", "--proxy", secured.proxy, "--config", proxy)
+    assert ready.returncode == 0, ready.stderr
+    assert ": ready, 3 blobs and manifests" in ready.stdout
 
 
 def test_a_service_does_not_start_with_a_file_that_is_of_no_use(
