@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from shoal.bench import swarm_idle
+
 SIZE = 8 << 20
 RATE = 8_000_000
 
@@ -80,3 +82,11 @@ async def test_latencies_of_cold_blobs_and_of_an_image_of_tiny_layers(tmp_path: 
     assert figures["first_byte_large_ms"] > 0
     assert figures["tiny_layers"] == 60
     assert figures["tiny_layers_s"] > 0
+
+
+def test_what_an_idle_agent_costs_is_of_the_agent_that_has_the_blobs(tmp_path: Path) -> None:
+    idle = swarm_idle.run(3, 0.5, tmp_path, lambda _: None)
+    figures = swarm_idle.document(idle)
+    assert figures["rss_mb"] >= figures["empty_rss_mb"] > 0
+    assert figures["core_percent"] < 100
+    assert list(tmp_path.iterdir()) == []

@@ -22,6 +22,8 @@ _Dir = Annotated[
         "--dir", exists=True, file_okay=False, writable=True, help="Where the data is kept."
     ),
 ]
+_IDLE_S = 30.0
+
 _Json = Annotated[bool, typer.Option("--json", help="Nothing but the JSON object.")]
 
 
@@ -229,12 +231,18 @@ def _swarm(
             "--latency", help="Instead: first bytes of cold blobs, and an image of 60 tiny layers."
         ),
     ] = False,
+    idle: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Instead: what an agent with N blobs costs that nobody asks."
+        ),
+    ] = 0,
     runs: _Runs = 1,
     folder: _Dir = None,
     as_json: _Json = False,
 ) -> None:
     """Pull one new blob through many agents at once: how soon they have it, what it costs."""
-    from shoal.bench import report, swarm, swarm_latency, swarm_report
+    from shoal.bench import report, swarm, swarm_idle, swarm_latency, swarm_report
     from shoal.bench.client import TransferFailed
     from shoal.bench.swarm_network import NetworkFailed
     from shoal.cluster.interrupt import Interrupted
@@ -250,6 +258,8 @@ def _swarm(
         if latency:
             measured = swarm_latency.run(size, runs, folder, complain)
             document = swarm_report.latency_document(measured, size)
+        elif idle:
+            document = swarm_idle.document(swarm_idle.run(idle, _IDLE_S, folder, complain))
         else:
             document = swarm_report.document(swarm.run(conditions, folder, complain), conditions)
     except Interrupted as error:
