@@ -12,10 +12,9 @@ from typing import Any
 
 from shoal.bench import content
 from shoal.bench.client import Transfer, download, push_blob
-from shoal.bench.memory import memory_in_use
 from shoal.bench.report import GIB, Result, mb_per_s, median_by_role
 from shoal.bench.usage import Usage
-from shoal.bench.yardstick import nginx
+from shoal.bench.yardstick import nginx, touch_memory
 from shoal.cluster.layout import Shape
 from shoal.cluster.supervisor import Cluster
 
@@ -35,7 +34,7 @@ class _Run:
     nginx: Transfer | None
     cold_cpu_s: dict[str, float]
     cached_cpu_s: dict[str, float]
-    untouched_memory_s: float
+    untouched_write_s: float
 
 
 async def measure(cluster: Cluster, folder: Path, size: int, runs: int) -> Result:
@@ -59,7 +58,7 @@ async def measure(cluster: Cluster, folder: Path, size: int, runs: int) -> Resul
         rss_mb=Usage(cluster.pids()).peak_rss_mb(),
         extras={
             "agent_idle_rss_mb": idle_rss_mb,
-            "untouched_memory_s": median(run.untouched_memory_s for run in measured),
+            "untouched_write_s": median(run.untouched_write_s for run in measured),
             "client_cpu_s_per_gib": GIB / size * median(r.cold.client_cpu_s for r in measured),
             "cached": {
                 **_figures([run.cached for run in measured]),
@@ -75,11 +74,11 @@ async def _run(cluster: Cluster, source: Path, size: int, yardstick: str | None)
     digest = await asyncio.to_thread(content.renew, source)
     await asyncio.to_thread(push_blob, proxy, _REPOSITORY, source, digest)
     await asyncio.to_thread(os.sync)
+    write_s = await asyncio.to_thread(touch_memory, source.parent, 2 * size)
     url = f"{agent}/v2/{_REPOSITORY}/blobs/{digest}"
-    async with memory_in_use(2 * size) as touched_s:
-        usage = Usage(cluster.pids())
-        cold = await asyncio.to_thread(download, url)
-        cold_cpu_s = usage.cpu_s()
+    usage = Usage(cluster.pids())
+    cold = await asyncio.to_thread(download, url)
+    cold_cpu_s = usage.cpu_s()
     await asyncio.to_thread(os.sync)
     usage = Usage(cluster.pids())
     cached = await asyncio.to_thread(download, url)
@@ -87,7 +86,7 @@ async def _run(cluster: Cluster, source: Path, size: int, yardstick: str | None)
     served = None
     if yardstick is not None:
         served = await asyncio.to_thread(download, f"{yardstick}/{source.name}")
-    return _Run(cold, cached, served, cold_cpu_s, cached_cpu_s, touched_s / 2)
+    return _Run(cold, cached, served, cold_cpu_s, cached_cpu_s, write_s / 2)
 
 
 def _figures(transfers: list[Transfer]) -> dict[str, float]:

@@ -22,10 +22,10 @@ import psutil
 from shoal.bench import content
 from shoal.bench.client import TransferFailed, push_blob
 from shoal.bench.fetch import Fetched, Fetcher, Task, fetcher
-from shoal.bench.memory import memory_in_use
 from shoal.bench.report import GIB
 from shoal.bench.swarm_network import Network, network
 from shoal.bench.usage import Usage
+from shoal.bench.yardstick import touch_memory
 from shoal.cluster import interrupt
 from shoal.cluster.layout import Member, Shape
 from shoal.cluster.local import local_cluster
@@ -149,14 +149,19 @@ async def _measure(
         await asyncio.to_thread(os.sync)
         if net is not None:
             await net.limit()
-        measured.append(await _run(cluster, http, digest, conditions, net))
+        measured.append(await _run(cluster, http, place, digest, conditions, net))
         if net is not None:
             await net.unlimit()
     return measured
 
 
-async def _run(
-    cluster: Cluster, http: HttpClient, digest: str, conditions: Conditions, net: Network | None
+async def _run(  # noqa: PLR0917 -- what a run is made of
+    cluster: Cluster,
+    http: HttpClient,
+    place: Path,
+    digest: str,
+    conditions: Conditions,
+    net: Network | None,
 ) -> SwarmRun:
     agents = cluster.layout.of("agent")
     before = [await received(agent, http) for agent in agents]
@@ -170,13 +175,14 @@ async def _run(
             )
             for agent in agents
         ]
-        async with memory_in_use((conditions.agents + 1) * conditions.size):
-            usage, busy, began = Usage(cluster.pids()), _busy_s(), time.perf_counter()
-            fetched = await _together(fetchers, conditions.patience_s)
-            after = await _settled(agents, before, http)
-            cpu_s = usage.cpu_s()
-            ours = sum(cpu_s.values()) + sum(it.cpu_s for it in fetched)
-            others = max(0.0, _busy_s() - busy - ours) / (time.perf_counter() - began)
+        # Last of all: what nobody uses is soon the host's again.
+        await asyncio.to_thread(touch_memory, place, (conditions.agents + 1) * conditions.size)
+        usage, busy, began = Usage(cluster.pids()), _busy_s(), time.perf_counter()
+        fetched = await _together(fetchers, conditions.patience_s)
+    after = await _settled(agents, before, http)
+    cpu_s = usage.cpu_s()
+    ours = sum(cpu_s.values()) + sum(it.cpu_s for it in fetched)
+    others = max(0.0, _busy_s() - busy - ours) / (time.perf_counter() - began)
     came = list(zip(before, after, strict=True))
     return SwarmRun(
         finish_s=sorted(it.wall_s for it in fetched),

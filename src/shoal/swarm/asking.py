@@ -61,12 +61,17 @@ class Asking:
     def _ask(self, link: Link, now: float) -> None:
         if link.closed or link.peer is None or not link.pace.room(1, now):
             return
-        wanting = [blob for blob in self._in_turn() if link.id in blob.links and blob in link.blobs]
+        origin, room = link.peer.origin, self._intake.room()
+        wanting = [
+            blob
+            for blob in self._in_turn()
+            if (room or origin or blob.share.small) and link.id in blob.links and blob in link.blobs
+        ]
         while wanting:
             for blob in tuple(wanting):
                 if not link.pace.room(blob.metainfo.piece_size, now):
                     return
-                free = link.peer.origin or blob.share.small
+                free = origin or blob.share.small
                 index = None
                 if blob.picker is not None and (free or self._intake.room()):
                     beyond = free or self._intake.spare()
