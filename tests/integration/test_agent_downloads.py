@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -236,6 +237,23 @@ class CountingThrottle(Throttle):
     async def admit(self, share: Share, count: int) -> None:
         self.admitted.append((share, count))
         await super().admit(share, count)
+
+
+async def test_a_blob_passes_through_when_the_disk_is_full_as_its_file_is_made(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, passed = pieces(3), object()
+    agent.knows(content)
+
+    def partial(_: object) -> None:
+        raise OSError(errno.EFBIG, "File too large")
+
+    async def from_an_origin(*_: object, **__: object) -> object:
+        return passed
+
+    monkeypatch.setattr(agent.library, "partial", partial)
+    monkeypatch.setattr(agent.origins, "open", from_an_origin)
+    assert await agent.open(content) is passed
 
 
 # -- readers that were there before the download was

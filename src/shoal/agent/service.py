@@ -19,6 +19,7 @@ from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
 from shoal.model.errors import BlobUnknown, InsufficientStorage, Unavailable
 from shoal.store.eviction import CachedBlob
+from shoal.store.full import is_full
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.pieces import PieceFile
 from shoal.web.bodies import Blob
@@ -81,7 +82,9 @@ class AgentService:
         if isinstance(found, Download):
             try:
                 return await self._opened(found, deadline)
-            except InsufficientStorage as error:
+            except (InsufficientStorage, OSError) as error:
+                if isinstance(error, OSError) and not is_full(error):
+                    raise
                 log.warning("a blob passes through", digest=str(digest), why=str(error))
                 _PASSED.inc()
                 return await self._pass_through(digest, namespace, deadline)
