@@ -449,7 +449,7 @@ class PickerMachine(RuleBasedStateMachine):
 
     def window(self, position: int, stop: int) -> set[int]:
         ahead = [index for index in self.missing if position <= index < stop]
-        return set(range(min(ahead), min(min(ahead) + 3, stop))) if ahead else set()
+        return {index for index in ahead if index < min(ahead) + 3}
 
     @precondition(lambda self: self.peers)
     @rule(data=st.data())
