@@ -19,12 +19,13 @@ from tests.acceptance.sandbox import Sandbox
 from tests.acceptance.stage import Stage
 from tests.cluster import RunningCluster
 from tests.missing_clients import unavailable
+from tests.places import open_folder
 
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
     # pytest's own folders have paths too long for the sockets that the daemons make in theirs.
-    path = Path(tempfile.mkdtemp(prefix="shoal-"))
+    path = Path(tempfile.mkdtemp(prefix="shoal-", dir=open_folder()))
     yield path
     shutil.rmtree(path)
 

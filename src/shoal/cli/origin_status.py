@@ -34,7 +34,12 @@ Answers = Mapping[str, OriginStatus | Silent]
 
 
 async def ask_all(hosts: Sequence[str], tls: Tls | None = None) -> Answers:
-    """Ask each origin (``host:port``) how it is."""
+    """Ask each origin (``host:port``) how it is.
+
+    When nothing is missing they are asked once more, as answers come from different moments: one
+    may be from just before a member that lost its disk tells the others, and its own from just
+    after. Of two rounds, one behind the other, at least one sees it.
+    """
     http = HttpClient(user_agent="shoal-cli", tls=tls)
 
     async def ask(host: str) -> OriginStatus | Silent:
@@ -45,8 +50,14 @@ async def ask_all(hosts: Sequence[str], tls: Tls | None = None) -> Answers:
         except CallFailed as error:
             return Silent(error.detail)
 
-    try:
+    async def round_of_asking() -> Answers:
         return dict(zip(hosts, await asyncio.gather(*map(ask, hosts)), strict=True))
+
+    try:
+        answers = await round_of_asking()
+        if all(map(is_whole, answers.values())):
+            answers = await round_of_asking()
+        return answers
     finally:
         await http.close()
 

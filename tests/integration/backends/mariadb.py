@@ -14,6 +14,7 @@ from pathlib import Path
 from aiohttp.test_utils import unused_port
 
 from tests.missing_clients import find_command, unavailable, why_missing
+from tests.places import open_folder
 
 
 @contextmanager
@@ -27,7 +28,9 @@ def running_mariadb() -> Iterator[int]:
     command = find_command("mariadbd")
     assert command is not None
     user = "nobody" if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="shoal-mariadb-", ignore_cleanup_errors=True) as path:
+    with tempfile.TemporaryDirectory(
+        prefix="shoal-mariadb-", dir=open_folder(), ignore_cleanup_errors=True
+    ) as path:
         folder, port = Path(path), unused_port()
         (folder / "data").mkdir()
         if user is not None:
@@ -38,6 +41,7 @@ def running_mariadb() -> Iterator[int]:
             [
                 *(command, "--no-defaults", f"--datadir={folder}/data", f"--port={port}"),
                 *("--bind-address=127.0.0.1", f"--socket={folder}/socket"),
+                f"--tmpdir={folder}",
                 *("--skip-name-resolve", "--skip-grant-tables", "--skip-log-bin"),
             ],
             stdout=subprocess.DEVNULL,

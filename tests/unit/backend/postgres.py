@@ -15,6 +15,7 @@ from pathlib import Path
 from aiohttp.test_utils import unused_port
 
 from tests.missing_clients import find_command, unavailable, why_missing
+from tests.places import open_folder
 
 PASSWORD = "pa$$ wörd/@"
 PASSWORD_QUOTED = "pa%24%24%20w%C3%B6rd%2F%40"
@@ -83,7 +84,7 @@ def running_postgres() -> Iterator[Postgres]:
     if (reason := why_missing("postgresql")) is not None:
         unavailable(reason)
     with tempfile.TemporaryDirectory(
-        prefix="shoal-postgres-", ignore_cleanup_errors=True
+        prefix="shoal-postgres-", dir=open_folder(), ignore_cleanup_errors=True
     ) as folder:
         postgres = Postgres(Path(folder), unused_port())
         postgres.create()

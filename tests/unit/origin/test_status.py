@@ -9,7 +9,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
-from shoal.cli.origin_status import document, is_whole, lines
+import msgspec
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from shoal.cli.origin_status import STATUS, ask_all, document, is_whole, lines
 from shoal.model.digest import Digest
 from shoal.origin import repair
 from shoal.origin.bandwidth import Bandwidth
@@ -210,3 +214,20 @@ async def test_copies_that_others_made_here_are_counted_soon(monkeypatch: Any) -
         await until(lambda: host.repairer.last is not last)
         assert (await host.status()).owned == COUNT
         assert is_whole(await host.status())
+
+
+async def test_a_member_that_is_told_of_a_loss_between_two_answers_is_asked_again() -> None:
+    """As `a:1` answers just before it is told, and the one that lost its disk just after."""
+    host = Host()
+    await host.repairer.look_now()
+
+    async def before_it_is_told(_: web.Request) -> web.Response:
+        said = msgspec.json.encode(await host.status())
+        host.repairer.look({B}, why=f"{B} lost a disk")
+        return web.Response(body=said, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_get(STATUS, before_it_is_told)
+    async with TestServer(app) as server:
+        answers = await ask_all([f"{server.host}:{server.port}"])
+    assert not any(map(is_whole, answers.values()))
