@@ -107,6 +107,7 @@ async def test_nobody_sees_a_tag_or_a_link_in_the_backend_before_what_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[Name] = []
+    tag_written = asyncio.Event()
     put_there = LocalBackend.put
 
     async def noting(
@@ -114,6 +115,8 @@ async def test_nobody_sees_a_tag_or_a_link_in_the_backend_before_what_it_names(
     ) -> None:
         await put_there(backend, name, source, deadline=deadline)
         written.append(name)
+        if name == TagName("app", "v1"):
+            tag_written.set()
 
     monkeypatch.setattr(LocalBackend, "put", noting)
     async with bucket(tmp_path / "bucket") as backends, node_over(tmp_path) as node:
@@ -124,7 +127,10 @@ async def test_nobody_sees_a_tag_or_a_link_in_the_backend_before_what_it_names(
             await until_tried(node, str(root))
             assert TagName("app", "v1") not in written
             await hold(backends, digest)
-        await until_stored(backends, "v1", str(root))
+        # Its file can be read a moment before the put of it returns.
+        async with asyncio.timeout(10.0):
+            await tag_written.wait()
+        assert await stored(backends, "v1") == str(root)
         needs: list[tuple[Name, list[Name]]] = [
             (TagName("app", "v1"), [LinkName("app", root, "manifest")]),
             (LinkName("app", root, "manifest"), [LinkName("app", child, "manifest")]),
