@@ -13,7 +13,7 @@ from shoal.config.units import join_address
 PEER_ID_BYTES = 16
 
 
-class PeerInfo(msgspec.Struct, frozen=True):
+class PeerInfo(msgspec.Struct, frozen=True, gc=False):
     """One process of the swarm, as the tracker hands it out."""
 
     id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$", max_length=32)]

@@ -38,6 +38,8 @@ class OriginWatch:
         self._peers: dict[str, PeerInfo] = {}
         self._by_address: dict[tuple[str, int], PeerInfo] = {}
         self._silent: dict[str, str] = {}
+        self._up: frozenset[PeerInfo] = frozenset()
+        """Those that answered the last time; every join asks for them."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
@@ -61,6 +63,7 @@ class OriginWatch:
             peer = self._peers.pop(host, None)
             if peer is not None:
                 self._by_address.pop((peer.host, peer.port), None)
+        self._count_up()
         for host in sorted(set(now) - set(before)):
             self._tasks[host] = asyncio.create_task(self._watch(host), name=f"watch {host}")
 
@@ -84,8 +87,7 @@ class OriginWatch:
         Whose address is not known has not answered since the tracker started.
         """
         now = [self._by_address.get((origin.host, origin.port), origin) for origin in origins]
-        up = {peer for host, peer in self._peers.items() if host not in self._silent}
-        return [origin for origin in now if origin in up] or now
+        return [origin for origin in now if origin in self._up] or now
 
     async def _watch(self, host: str) -> None:
         while True:
@@ -110,6 +112,7 @@ class OriginWatch:
         if host not in self._silent:
             log.warning("origin does not answer", origin=host, error=why)
         self._silent[host] = why
+        self._count_up()
 
     def _answered(self, host: str, peer: PeerInfo) -> None:
         if self._silent.pop(host, None) is not None:
@@ -119,3 +122,8 @@ class OriginWatch:
             self._by_address.pop((before.host, before.port), None)
         self._peers[host] = peer
         self._by_address[peer.host, peer.port] = peer
+        self._count_up()
+
+    def _count_up(self) -> None:
+        peers = self._peers.items()
+        self._up = frozenset(peer for host, peer in peers if host not in self._silent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -61,10 +62,13 @@ class Tracker:
         """
         digest = _digest(digest_text)
         _check(peer)
-        elsewhere = await self._store.has_others(digest_text, peer.id)
-        entry = await self._metainfos.get(
-            digest, deadline=deadline, namespace=namespace, elsewhere=elsewhere
-        )
+        entry = self._metainfos.peek(digest)
+        if entry is None or not entry.origins:
+            # Only then it matters whether a peer has it, which may take a question to Redis.
+            elsewhere = await self._store.has_others(digest_text, peer.id)
+            entry = await self._metainfos.get(
+                digest, deadline=deadline, namespace=namespace, elsewhere=elsewhere
+            )
         origins = self._origins.alive(entry.origins)
         [told] = await self._store.announce(
             peer, [Presence(digest_text, complete, starved, origins)]
@@ -139,6 +143,7 @@ class Tracker:
         return missing
 
 
+@lru_cache(maxsize=4096)
 def _digest(text: str) -> Digest:
     try:
         return Digest.parse(text)

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from shoal.swarm.peers import PeerInfo
 from shoal.tracker.handout import Handout
 from shoal.tracker.swarms import SwarmPeers, Swarms
 
 
-@dataclass(frozen=True, slots=True)
-class Presence:
+class Presence(NamedTuple):
     """What a peer says of one blob."""
 
     digest: str

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from typing import NamedTuple
 
 from shoal.swarm.peers import PeerInfo
 from shoal.tracker.handout import Handout, Roster
 
 
-class _Membership(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Membership:
     heard: float
     complete: bool
     number: int
@@ -167,16 +167,18 @@ class Swarms:
         swarm = self._swarms.get(digest)
         if swarm is None:
             swarm = self._swarms[digest] = Roster()
-        before = peer.digests.get(digest)
-        if before is None or not complete or not before.complete:
-            swarm.put(info, complete=complete)
-        if before is None:
+        membership = peer.digests.get(digest)
+        if membership is None or membership.complete != complete:
+            swarm.put(peer.info, complete=complete)
+        elif not complete:
+            swarm.keep(peer.info)
+        if membership is None:
             self._memberships += 1
             number = next(self._numbers)
             heappush(self._expiry, (heard + self._peer_ttl, number, peer, digest))
+            peer.digests[digest] = _Membership(heard, complete, number)
         else:
-            number = before.number
-        peer.digests[digest] = _Membership(heard, complete, number)
+            membership.heard, membership.complete = heard, complete
         return swarm
 
     def _known(self, info: PeerInfo, heard: float) -> _Peer:

@@ -31,15 +31,15 @@ def deadline_of(request: web.Request) -> Deadline:
 
 async def read_body(request: web.Request, limit: int) -> bytes:
     """Return a body of at most `limit` bytes; raise `TooLarge` or `RequestStalled`."""
-    announced = request.content_length
-    if announced is not None and announced > limit:
-        raise TooLarge(f"the body has {announced} bytes; at most {limit} are taken here")
     if request.content.is_eof():
         # It came with the head, as small ones do: there is nothing to wait for.
         whole = request.content.read_nowait()
         if len(whole) > limit:
-            raise TooLarge(f"the body has more than the {limit} bytes that are taken here")
+            raise TooLarge(f"the body has {len(whole)} bytes; at most {limit} are taken here")
         return whole
+    announced = request.content_length
+    if announced is not None and announced > limit:
+        raise TooLarge(f"the body has {announced} bytes; at most {limit} are taken here")
     deadline = deadline_of(request)
     body = bytearray()
     try:
