@@ -41,7 +41,7 @@ from shoal.model.manifest import (
 from shoal.origin.messages import PrefetchAnswer
 from shoal.registry.ports import Chunk, ClientStalled, StoredManifest
 from shoal.web.deadline import Deadline
-from shoal.web.failures import NotFound, Unreachable
+from shoal.web.failures import CallFailed, NotFound, Unreachable
 
 QUORUM = 2
 
@@ -76,6 +76,7 @@ class MemoryBlob:
 @dataclass
 class Copies:
     copies: dict[Digest, frozenset[str]]
+    unasked: dict[str, CallFailed] = field(default_factory=dict)
 
 
 @dataclass
@@ -85,6 +86,7 @@ class MemoryOrigins:
     blobs: dict[Digest, bytes] = field(default_factory=dict)
     copies: dict[Digest, int] = field(default_factory=dict)
     failure: str | None = None
+    silent: set[str] = field(default_factory=set)
     gate: asyncio.Event | None = None
     uploading: asyncio.Event = field(default_factory=asyncio.Event)
     deadlines: list[float] = field(default_factory=list)
@@ -154,7 +156,8 @@ class MemoryOrigins:
                 digest: frozenset(hosts[: self.copies[digest]])
                 for digest in digests
                 if digest in self.blobs and self.failure is None
-            }
+            },
+            {host: Unreachable("POST", host, "refused") for host in self.silent},
         )
 
     async def read(

@@ -205,8 +205,9 @@ class OriginCluster(Placing):
         Digests that no owner has are asked for at the other members, and last at unhealthy ones. A
         digest that is not in `sizes` is certainly not there only when nobody is in `unasked`.
         `keep`: the caller relies on them from now on, so their grace time begins anew where
-        `copies` says they are. With `namespace`, these hosts see to it besides that the backend of
-        that repository gets them; backends are not asked here.
+        `copies` says they are, and hosts are asked until the write quorum has each. With
+        `namespace`, these hosts see to it besides that the backend of that repository gets them;
+        backends are not asked here.
         """
         wanted = list(dict.fromkeys(digests))
         rounds = {digest: self._members.rounds(digest) for digest in wanted}
@@ -216,11 +217,12 @@ class OriginCluster(Placing):
                 return await self._sizes_for(host, batch, deadline, keep, namespace)
             return await self._members.sizes_on(host, batch, deadline, keep=keep)
 
-        census = Census(ask, quorum=self._members.config.write_quorum, linger=LINGER)
+        quorum = self._members.config.write_quorum
+        enough = quorum if keep else 1
+        census = Census(ask, quorum=quorum, linger=LINGER)
         for turn in range(max(map(len, rounds.values()), default=0)):
-            missing = [digest for digest in wanted if digest not in census.sizes]
-            asked = wanted if turn == 0 else missing
-            await census.round({digest: rounds[digest][turn] for digest in asked})
+            lacking = [digest for digest in wanted if census.copies(digest) < enough]
+            await census.round({digest: rounds[digest][turn] for digest in lacking})
         census.unasked |= self._members.unknown()
         return census.presence()
 

@@ -46,7 +46,7 @@ class Census:
             self._note(host, batches[host], await self._ask(host, batches[host]))
 
         def enough(_: Poll[None]) -> float | None:
-            safe = all(len(self._copies.get(digest, ())) >= self._quorum for digest in hosts_of)
+            safe = all(self.copies(digest) >= self._quorum for digest in hosts_of)
             return self._linger if safe else None
 
         poll: Poll[None] = Poll()
@@ -61,6 +61,10 @@ class Census:
             if size is not None:
                 self.sizes.setdefault(digest, size)
                 self._copies.setdefault(digest, set()).add(host)
+
+    def copies(self, digest: Digest) -> int:
+        """How many hosts have it, as far as is known."""
+        return len(self._copies.get(digest, ()))
 
     def presence(self) -> Presence:
         """What is known after the rounds so far."""

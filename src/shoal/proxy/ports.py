@@ -12,6 +12,7 @@ from shoal.model.manifest import FoundManifest, IndexChildren, Referrer
 from shoal.origin.messages import PrefetchAnswer
 from shoal.web.bodies import Blob
 from shoal.web.deadline import Deadline
+from shoal.web.failures import CallFailed
 
 
 class Presence(Protocol):
@@ -19,6 +20,9 @@ class Presence(Protocol):
 
     @property
     def copies(self) -> Mapping[Digest, frozenset[str]]: ...
+
+    @property
+    def unasked(self) -> Mapping[str, CallFailed]: ...
 
 
 class Origins(Protocol):

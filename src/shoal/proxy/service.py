@@ -350,22 +350,41 @@ class ProxyService:
             ) from error
 
     async def _has_safely(self, repository: str, digest: Digest, deadline: Deadline) -> bool:
-        """Whether a push of this blob to this repository has succeeded before."""
-        return await self._index.has_blob(
-            repository, digest, deadline=deadline, rely=True
-        ) and await self._is_safe(repository, digest, deadline)
+        """Whether a push of this blob to this repository has succeeded before.
+
+        Raises `Unavailable` when origins that could not be asked may know better.
+        """
+        if not await self._index.has_blob(repository, digest, deadline=deadline, rely=True):
+            return False
+        copies, unasked = await self._copies(repository, digest, deadline)
+        if copies < self._write_quorum and unasked:
+            raise Unavailable(
+                f"whether {digest} is stored safely cannot be told, {copies} of "
+                f"{self._write_quorum} copies were found: {unasked}; send the request again",
+                detail={"digest": str(digest), "origins": unasked},
+                retry_after=RETRY_AFTER,
+            )
+        return copies >= self._write_quorum
 
     async def _is_safe(self, repository: str, digest: Digest, deadline: Deadline) -> bool:
         """Whether the content is as safe as a push to this repository would make it."""
+        copies, _ = await self._copies(repository, digest, deadline)
+        return copies >= self._write_quorum
+
+    async def _copies(self, repository: str, digest: Digest, deadline: Deadline) -> tuple[int, str]:
+        """How many copies were found, and who could not be asked, and why.
+
+        Custody counts as all that a push waits for, where the repository's pushes do.
+        """
         write_back = self._modes.of(repository).mode is PushMode.WRITE_BACK
         if write_back and await self._custody.size(digest) is not None:
-            return True
+            return self._write_quorum, ""
         presence = await self._origins.stat_many(
             [digest], deadline=deadline, keep=True, namespace=repository
         )
         copies = len(presence.copies.get(digest, ()))
         log.debug("copies", repository=repository, digest=str(digest), copies=copies)
-        return copies >= self._write_quorum
+        return copies, "; ".join(map(str, presence.unasked.values()))
 
     async def _keep(self, session: UploadSession, digest: Digest, repository: str) -> None:
         """Return when the content is in custody, and its session gone.

@@ -178,10 +178,38 @@ async def test_an_unhealthy_member_is_asked_only_when_the_others_do_not_suffice(
         presence = await cluster.stat_many([DIGEST], deadline=Deadline.after(5))
         assert presence.copies == {DIGEST: frozenset({third})}
         assert not presence.unasked
+        assert best not in origins.asked
+        # Who relies on it wants to know of a write quorum of copies.
+        presence = await cluster.stat_many([DIGEST], deadline=Deadline.after(5), keep=True)
+        assert presence.copies == {DIGEST: frozenset({third})}
+        assert set(presence.unasked) == {best}
         origins.have = {}
         presence = await cluster.stat_many([DIGEST], deadline=Deadline.after(5))
         assert set(presence.unasked) == {best}
         assert {second, third, fourth} <= set(origins.asked)
+    finally:
+        await cluster.close()
+
+
+async def test_who_relies_on_a_blob_hears_of_its_copy_on_a_member_that_counts_as_unhealthy(
+    origins: Origins,
+) -> None:
+    slowly = HealthConfig(interval=0.02, timeout=0.2, fails=2, passes=100_000)
+    config = OriginsConfig(hosts=HOSTS[:3], write_quorum=2, health=slowly)
+    cluster = OriginCluster(origins, config)
+    best, second, third = cluster._members.ring(DIGEST)
+    lost = asyncio.Event()
+    cluster.watch(lambda change: lost.set() if change.lost else None)
+    await cluster.start()
+    try:
+        origins.down = {best}
+        async with asyncio.timeout(5):
+            await lost.wait()
+        origins.down = {third}
+        origins.have = {best: {DIGEST}, second: {DIGEST}}
+        assert not cluster._members.healthy(best)
+        presence = await cluster.stat_many([DIGEST], deadline=Deadline.after(5), keep=True)
+        assert presence.copies == {DIGEST: frozenset({best, second})}
     finally:
         await cluster.close()
 

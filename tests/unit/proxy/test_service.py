@@ -95,6 +95,19 @@ async def test_a_put_to_no_upload_fails_when_the_blob_is_below_the_quorum(proxy:
         await proxy.service.finish(NAME, "0" * 32 + "-" + "0" * 16, digest, None, soon())
 
 
+async def test_a_repeated_put_is_to_be_sent_again_while_origins_cannot_say_what_they_have(
+    proxy: Proxy,
+) -> None:
+    upload = await proxy.service.start_upload(NAME)
+    digest = Digest.of(CONTENT)
+    await proxy.service.finish(NAME, upload, digest, chunk(CONTENT), soon())
+    proxy.origins.copies[digest], proxy.origins.silent = QUORUM - 1, {"b:1"}
+    with pytest.raises(Unavailable, match=r"1 of 2 copies were found: .*b:1.*send .* again"):
+        await proxy.service.finish(NAME, upload, digest, None, soon())
+    proxy.origins.copies[digest], proxy.origins.silent = QUORUM, {"c:1"}
+    await proxy.service.finish(NAME, upload, digest, None, soon())
+
+
 async def test_a_put_sent_again_while_the_first_still_stores_waits_for_it(proxy: Proxy) -> None:
     upload = await proxy.service.start_upload(NAME)
     await proxy.service.append(NAME, upload, chunk(CONTENT))
