@@ -32,7 +32,7 @@ def test_more_is_asked_for_in_advance_while_pieces_come_quickly_up_to_the_limit(
     it = pace()
     before = asked_at_once(it, MIB, 0.0)
     for _ in range(100):
-        it.completed(MIB, 0.1)
+        it.completed(MIB, 0.1, way=0.1, load=0)
         it.asked(MIB, 0.0)
     after = before + asked_at_once(it, MIB, 0.0)
     assert before < after == 8
@@ -42,7 +42,7 @@ def test_two_pieces_are_asked_for_in_advance_when_they_queue_up() -> None:
     it = pace()
     for _ in range(20):
         it.asked(MIB, 0.0)
-        it.completed(MIB, 5.0)
+        it.completed(MIB, 5.0, way=5.0, load=0)
     assert asked_at_once(it, MIB, 0.0) == 2
 
 
@@ -54,7 +54,7 @@ def test_a_peer_stalls_when_bytes_are_due_and_none_come() -> None:
     assert it.stalled(1004.1)
     it.bytes_came(1004.1)
     assert not it.stalled(1008.0)
-    it.completed(MIB, 4.0)
+    it.completed(MIB, 4.0, way=4.0, load=0)
     assert not it.stalled(9999.0)
 
 
@@ -71,11 +71,11 @@ def test_silence_counts_from_the_first_piece_asked_for_after_a_pause() -> None:
 def test_who_was_quick_is_given_up_sooner_but_never_within_a_second() -> None:
     it = pace()
     it.asked(MIB, 0.0)
-    it.completed(MIB, 0.01)
+    it.completed(MIB, 0.01, way=0.01, load=0)
     it.asked(MIB, 100.0)
     assert not it.stalled(101.0)
     assert it.stalled(101.1)
-    it.completed(MIB, 2.0)
+    it.completed(MIB, 2.0, way=2.0, load=0)
     it.asked(MIB, 200.0)
     assert not it.stalled(202.0)
     assert it.stalled(202.1)
@@ -85,7 +85,7 @@ def test_another_piece_takes_longer_the_more_are_due() -> None:
     it = pace()
     assert it.expected == 0
     it.asked(MIB, 0.0)
-    it.completed(MIB, 0.4)
+    it.completed(MIB, 3.0, way=0.4, load=0)
     assert it.expected == pytest.approx(0.4)
     it.asked(MIB, 1.0)
     it.asked(MIB, 1.0)
@@ -94,10 +94,21 @@ def test_another_piece_takes_longer_the_more_are_due() -> None:
     assert it.expected == pytest.approx(0.8)
 
 
+def test_another_piece_takes_longer_the_more_others_waited_for_there_last() -> None:
+    it = pace()
+    it.asked(MIB, 0.0)
+    it.completed(MIB, 0.4, way=0.4, load=9)
+    assert it.expected == pytest.approx(4.0)
+    it.asked(MIB, 1.0)
+    assert it.expected == pytest.approx(4.4)
+    it.completed(MIB, 5.0, way=0.4, load=0)
+    assert it.expected == pytest.approx(0.4)
+
+
 def test_a_peer_whose_pieces_take_longer_than_the_limit_is_given_twice_their_time() -> None:
     it = pace(timeout=4.0)
     it.asked(8 * MIB, 0.0)
-    it.completed(8 * MIB, 5.0)
+    it.completed(8 * MIB, 5.0, way=5.0, load=0)
     it.asked(8 * MIB, 100.0)
     assert not it.stalled(110.0)
     assert it.stalled(110.1)
@@ -141,7 +152,7 @@ def test_a_piece_that_comes_makes_good_for_stalls() -> None:
     it.punish(0.0)
     it.punish(10.0)
     it.asked(MIB, 20.0)
-    it.completed(MIB, 0.1)
+    it.completed(MIB, 0.1, way=0.1, load=0)
     assert it.punish(30.0) == 1
 
 
@@ -162,7 +173,7 @@ def test_bytes_in_flight_are_those_asked_for_and_neither_come_nor_dropped(
         assert due == 0 or due + length <= limit
         it.asked(length, 0.0)
         if fate == "come":
-            it.completed(length, 0.1)
+            it.completed(length, 0.1, way=0.1, load=0)
         elif fate == "drop":
             it.dropped(length)
         else:
@@ -175,5 +186,5 @@ def test_whatever_pieces_take_one_can_be_asked_for(took: float) -> None:
     it = pace()
     for _ in range(50):
         it.asked(MIB, 0.0)
-        it.completed(MIB, took)
+        it.completed(MIB, took, way=took, load=0)
         assert it.room(MIB, 0.0)

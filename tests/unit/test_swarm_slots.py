@@ -51,6 +51,53 @@ def test_a_piece_no_longer_wanted_is_not_sent() -> None:
     assert slots.next(0.0) is None
 
 
+def test_the_load_for_a_peer_is_what_others_wait_for() -> None:
+    slots = UploadSlots(slots=1)
+    for peer, piece in (("ann", 1), ("ann", 2), ("bob", 1), ("bob", 2), ("bob", 3)):
+        slots.ask(peer, piece)
+    assert (slots.load("ann"), slots.load("bob"), slots.load("cyd")) == (3, 2, 5)
+    assert slots.next(0.0) == ("ann", 1)
+    assert (slots.load("ann"), slots.load("bob")) == (3, 2)  # what is under way counts, too
+    slots.sent("ann")
+    slots.cancel("bob", 3)
+    assert (slots.load("ann"), slots.load("bob")) == (2, 1)
+    slots.leave("bob")
+    assert (slots.load("ann"), slots.load("cyd")) == (0, 1)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["ask", "cancel", "leave", "next", "sent"]),
+            st.sampled_from(["ann", "bob", "cyd"]),
+            st.integers(0, 3),
+            st.booleans(),
+        )
+    )
+)
+def test_nobody_waits_where_all_was_sent_cancelled_or_left(
+    steps: list[tuple[str, str, int, bool]],
+) -> None:
+    slots = UploadSlots(slots=2)
+    for step, peer, piece, urgent in steps:
+        if step == "ask":
+            slots.ask(peer, piece, urgent=urgent)
+        elif step == "cancel":
+            slots.cancel(peer, piece)
+        elif step == "leave":
+            slots.leave(peer)
+        elif step == "sent":
+            slots.sent(peer)
+        else:
+            slots.next(0.0)
+        assert slots.load("dan") >= sum(slots.waiting(peer) for peer in ("ann", "bob", "cyd")) >= 0
+    for peer in ("ann", "bob", "cyd"):
+        slots.sent(peer)
+    while (turn := slots.next(0.0)) is not None:
+        slots.sent(turn[0])
+    assert slots.load("dan") == 0
+
+
 def test_a_peer_that_takes_slowly_holds_nobody_up_for_long() -> None:
     slots = UploadSlots(slots=1, max_slow=1)
     for name in ("ann", "bob", "cyd"):

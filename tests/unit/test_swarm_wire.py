@@ -19,6 +19,7 @@ from shoal.swarm.peers import PeerInfo
 from shoal.swarm.wire import (
     HEADER,
     MAX_CHANNELS,
+    MAX_LOAD,
     MAX_PIECES,
     VERSION,
     Cancel,
@@ -72,10 +73,11 @@ SMALL: st.SearchStrategy[Message] = st.one_of(
     st.just(Pong()),
 )
 PIECES = st.builds(
-    lambda channel, index, payload: (Piece(channel, index, len(payload)), payload),
+    lambda channel, index, payload, load: (Piece(channel, index, len(payload), load), payload),
     U32,
     U32,
     st.binary(min_size=1, max_size=60),
+    st.integers(0, MAX_LOAD),
 )
 FRAMES = st.one_of(SMALL.map(lambda message: (message, b"")), PIECES)
 
@@ -135,6 +137,11 @@ def test_a_frame_cut_off_gives_no_message(
     assert list(decode(stream[: data.draw(st.integers(0, len(stream) - 1))])) == []
 
 
+def test_a_load_beyond_what_the_header_holds_is_sent_as_the_largest() -> None:
+    [(piece, _)] = decode(encode(Piece(0, 0, 1, MAX_LOAD + 1)) + b"x")
+    assert piece == Piece(0, 0, 1, MAX_LOAD)
+
+
 def test_the_memory_for_a_piece_must_have_its_length() -> None:
     decoder = Decoder()
     with pytest.raises(ValueError, match="no piece is due"):
@@ -161,7 +168,7 @@ def hello_frame(**changes: object) -> bytes:
         pytest.param(frame(0), id="kind 0"),
         pytest.param(frame(12), id="kind 12"),
         pytest.param(frame(255), id="kind 255"),
-        pytest.param(HEADER.pack(10, 0, 1, 0, 0, 0), id="reserved bits"),
+        pytest.param(HEADER.pack(10, 0, 1, 0, 0, 0), id="a load where no piece is"),
         pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(21), id="TLS hello"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", id="HTTP"),
         *(
@@ -177,12 +184,13 @@ def hello_frame(**changes: object) -> bytes:
         pytest.param(HEADER.pack(1, 0, 0, 0, 0, 4097), id="hello beyond the limit"),
         pytest.param(frame(1), id="empty hello"),
         pytest.param(frame(1, b"{}"), id="hello of nobody"),
-        pytest.param(frame(1, b'{"version": 1}'), id="hello without a peer"),
+        pytest.param(frame(1, b'{"version": 2}'), id="hello without a peer"),
         pytest.param(frame(1, b"\xff" * 10), id="hello not JSON"),
-        pytest.param(frame(1, b'{"version": 1, "x": ' + b"[" * 4000), id="hello nested deeply"),
-        pytest.param(frame(1, b'{"version":1,"peer":{"id":"\xff\xfe"}}'), id="hello not UTF-8"),
+        pytest.param(frame(1, b'{"version": 2, "x": ' + b"[" * 4000), id="hello nested deeply"),
+        pytest.param(frame(1, b'{"version":2,"peer":{"id":"\xff\xfe"}}'), id="hello not UTF-8"),
         pytest.param(
-            frame(1, json.dumps({"version": 2, "peer": PEER}).encode()), id="hello of version 2"
+            frame(1, json.dumps({"version": VERSION + 1, "peer": PEER}).encode()),
+            id="hello of the next version",
         ),
         pytest.param(hello_frame(id="0" * 31), id="peer id short"),
         pytest.param(hello_frame(id="0" * 32 + "\n"), id="peer id with a line end"),
@@ -249,8 +257,9 @@ def test_headers_of_every_kind_with_random_fields() -> None:
     for _ in range(5000):
         kind = rng.randrange(14)
         length = rng.choice([0, 0, 1, 74, 4096, 4097, rng.getrandbits(32)])
+        load = rng.choice([0, 0, 1, MAX_LOAD])
         header = HEADER.pack(
-            kind, rng.getrandbits(8), 0, rng.getrandbits(32), rng.getrandbits(32), length
+            kind, rng.getrandbits(8), load, rng.getrandbits(32), rng.getrandbits(32), length
         )
         with contextlib.suppress(ProtocolError):
             list(decode(header + rng.randbytes(min(length, 5000))))

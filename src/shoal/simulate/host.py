@@ -441,15 +441,15 @@ class Host:
 
     def _send(self) -> None:
         while (turn := self.slots.next(self.clock.now)) is not None:
-            self._up.begin(turn)
+            self._up.begin((*turn, self.slots.load(turn[0])))
 
-    def _on_sent(self, turn: tuple[str, tuple[int, int]], began: float) -> None:
-        peer, (layer, index) = turn
+    def _on_sent(self, sent: tuple[str, tuple[int, int], int], began: float) -> None:
+        peer, (layer, index), load = sent
         self.slots.sent(peer)
         port = self.ports.get(peer)
         if port is not None:
             port.last_wanted = self.clock.now
-            port.host.receiving(port.back, layer, index, began)
+            port.host.receiving(port.back, layer, index, began, load)
         self._send()
 
     def _show(self, port: Port, layer: int, pieces: int) -> None:
@@ -458,17 +458,18 @@ class Host:
 
     # -- getting
 
-    def receiving(self, port: Port, layer: int, index: int, began: float) -> None:
-        """A piece's last byte has left its sender."""
+    def receiving(self, port: Port, layer: int, index: int, began: float, load: int) -> None:
+        """A piece's last byte has left its sender; what its header said of the load there."""
         if not self.alive:
             return
         now = self.clock.now
         way = 2 * port.latency  # the request's and the piece's
         whole = self._down.received(began + way, now + way)
         checked = self.size / self.world.scenario.verify_rate
-        self.clock.at(whole + checked, self._got, port, layer, index)
+        took = whole - began - way
+        self.clock.at(whole + checked, self._got, port, layer, index, took, load)
 
-    def _got(self, port: Port, layer: int, index: int) -> None:
+    def _got(self, port: Port, layer: int, index: int, way: float, load: int) -> None:
         world, now = self.world, self.clock.now
         if port.far:
             world.crossings += 1
@@ -480,7 +481,8 @@ class Host:
             return
         size = self._length
         port.pace.bytes_came(now)
-        port.pace.completed(size, picker.arrived(port.id, index, now))
+        took = picker.arrived(port.id, index, now)
+        port.pace.completed(size, took, way=way, load=load)
         self._settle(port)
         for peer in picker.verified(index):
             other = self.ports.get(peer)

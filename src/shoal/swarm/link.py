@@ -96,6 +96,7 @@ class Uploads(Protocol):
     def sent(self, link: Link) -> None: ...
     def leave(self, link: Link) -> None: ...
     def waiting(self, link: Link) -> int: ...
+    def load(self, link: Link) -> int: ...
 
 
 class Endpoint(Protocol):
@@ -146,6 +147,10 @@ class Link:
         self._checking: set[tuple[SharedBlob, int]] = set()
         self._due: Counter[tuple[SharedBlob, int]] = Counter()
         """Pieces that may still come: asked for, cancelled ones included."""
+        self._header_came = 0.0
+        """When the piece that comes began to come."""
+        self._load = 0
+        """What its header says of the load of the peer."""
         self._floods = Floods()
         self.received = Meter()
         self.sent = Meter()
@@ -269,7 +274,8 @@ class Link:
 
     def completed(self, length: int, took: float) -> None:
         """A piece is whole, `took` seconds after it was asked for."""
-        self.pace.completed(length, took)
+        way = self.node.now() - self._header_came
+        self.pace.completed(length, took, way=way, load=self._load)
         self._settled()
 
     @property
@@ -453,7 +459,7 @@ class Link:
             self.breached(error)
             return False
         start, stop = blob.metainfo.span(index)
-        piece = Piece(channel, index, stop - start)
+        piece = Piece(channel, index, stop - start, self.node.uploads.load(self))
         self.connection.send_piece(piece, blob.pieces.file, start, blob.share)
         return not self.closed
 
@@ -477,6 +483,7 @@ class Link:
             )
         if not self._due[blob, piece.index]:
             raise ProtocolError(f"piece {piece.index} of {blob.digest} was not asked for")
+        self._header_came, self._load = self.node.now(), piece.load
         return self.node.take_memory(self, piece.length)
 
     def share_of(self, piece: Piece) -> Share:

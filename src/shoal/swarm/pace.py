@@ -41,10 +41,15 @@ class Pace:
         self._last_bytes = 0.0
         self._typical = 0.0
         """Smoothed seconds from asking for a piece until it is whole; 0 before the first."""
+        self._way = 0.0
+        """Smoothed seconds from a piece's first byte until it is whole; 0 before the first."""
+        self._load = 0
+        """Pieces that others waited for there when the last one was sent."""
         self.in_flight = 0
         """Bytes asked for and not yet come."""
         self.expected = 0.0
-        """Seconds that another piece would take, judging by the last ones; 0 when none has come."""
+        """Seconds that another piece would take: how long the last ones were on their way, for it
+        and for each that stands before it there. 0 when none has come."""
         self._pieces = 0
 
     def room(self, length: int, now: float) -> bool:
@@ -59,29 +64,39 @@ class Pace:
             self._last_bytes = now
         self.in_flight += length
         self._pieces += 1
-        self.expected += self._typical
+        self._expect()
 
     def dropped(self, length: int) -> None:
         """A piece will not come: cancelled, rejected or given up."""
         self.in_flight -= length
         self._pieces -= 1
-        self.expected -= self._typical
+        self._expect()
 
     def bytes_came(self, now: float) -> None:
         """Some of a piece's bytes came."""
         self._last_bytes = now
 
-    def completed(self, length: int, took: float) -> None:
-        """A piece is whole, `took` seconds after it was asked for."""
+    def completed(self, length: int, took: float, *, way: float, load: int) -> None:
+        """A piece is whole, `took` seconds after it was asked for.
+
+        `way`: seconds since its first byte. `load`: pieces that others waited for at the peer when
+        it was sent. `took` says how long the queue there was when the piece was asked for, which is
+        old news; by that alone hosts must ask for much in advance lest uplinks idle.
+        """
         self.in_flight -= length
         self._pieces -= 1
         self._strikes = 0
         self._typical += (took - self._typical) / 4 if self._typical else took
-        self.expected = self._typical * (1 + self._pieces)
+        self._way += (way - self._way) / 4 if self._way else way
+        self._load = load
+        self._expect()
         if took < _FAST:
             self._target = min(self._limit, self._target + length)
         elif took > _SLOW:
             self._target = max(min(2 * length, self._limit), self._target // 2)
+
+    def _expect(self) -> None:
+        self.expected = self._way * (1 + self._pieces + self._load)
 
     def stalled(self, now: float) -> bool:
         """Bytes are due, and none came for much longer than its pieces take, or for the timeout."""

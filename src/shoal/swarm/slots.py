@@ -60,6 +60,8 @@ class UploadSlots:
         self._most = slots + max_slow
         self._askers: dict[str, _Asker] = {}
         self._turns: deque[str] = deque()
+        self._waiting = 0
+        """Pieces that were asked for and are not under way, over all peers."""
         self._sending: dict[str, float] = {}
         self._taken: dict[str, tuple[float, int]] = {}
         """When each peer that is sent to was last looked at, and the bytes that it had taken."""
@@ -72,6 +74,7 @@ class UploadSlots:
         if asker is None:
             asker = self._askers[peer] = _Asker()
         (asker.urgent if urgent else asker.pieces).append(piece)
+        self._waiting += 1
         self._queue(peer, asker, first=urgent)
 
     def cancel(self, peer: str, piece: Hashable) -> bool:
@@ -82,11 +85,13 @@ class UploadSlots:
         for pieces in (asker.urgent, asker.pieces):
             if piece in pieces:
                 pieces.remove(piece)
+                self._waiting -= 1
                 return True
         return False
 
     def leave(self, peer: str) -> None:
         """A peer is gone."""
+        self._waiting -= self.waiting(peer)
         self._askers.pop(peer, None)
         self._over(peer)
 
@@ -108,6 +113,7 @@ class UploadSlots:
             pieces = asker.urgent or asker.pieces
             if pieces:
                 self._sending[peer] = now
+                self._waiting -= 1
                 return peer, pieces.popleft()
         return None
 
@@ -155,6 +161,10 @@ class UploadSlots:
         """Pieces that a peer has asked for and that are not under way."""
         asker = self._askers.get(peer)
         return len(asker.urgent) + len(asker.pieces) if asker else 0
+
+    def load(self, peer: str) -> int:
+        """Pieces that others than this peer wait for, those under way to them included."""
+        return self._waiting - self.waiting(peer) + len(self._sending) - (peer in self._sending)
 
     def _queue(self, peer: str, asker: _Asker, *, first: bool) -> None:
         if asker.queued or peer in self._sending:

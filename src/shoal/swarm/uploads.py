@@ -62,6 +62,10 @@ class UploadQueue:
         """Pieces that a peer has asked for and that are not on their way."""
         return self._slots.waiting(link.name)
 
+    def load(self, link: Link) -> int:
+        """Pieces that others than this peer wait for."""
+        return self._slots.load(link.name)
+
     def stop(self) -> None:
         """Send nothing more by itself."""
         if self._timer is not None:

@@ -3,12 +3,12 @@
 
 A frame is a header of 16 bytes and a payload::
 
-    kind u8 | flags u8 | zero u16 | channel u32 | index u32 | length u32     (network order)
+    kind u8 | flags u8 | load u16 | channel u32 | index u32 | length u32     (network order)
 
 One connection carries any number of blobs. `channel` is the number that the *sender* gave the blob
-in its `Open`; only `Unknown` answers with the number that the other side chose. Nothing read from
-the wire is trusted: unknown kinds, lengths beyond the kind's limit and malformed payloads raise
-`ProtocolError`, upon which the connection is dropped.
+in its `Open`; only `Unknown` answers with the number that the other side chose. `load` is 0 in all
+frames but `Piece`. Nothing read from the wire is trusted: unknown kinds, lengths beyond the kind's
+limit and malformed payloads raise `ProtocolError`, upon which the connection is dropped.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from shoal.model.digest import Digest, InvalidDigest
 from shoal.swarm.metainfo import MAX_PIECE
 from shoal.swarm.peers import PeerInfo
 
-VERSION = 1
+VERSION = 2
 HEADER = struct.Struct("!BBHIII")
+MAX_LOAD = (1 << 16) - 1
 MAX_PIECES = 1 << 20
 """Of a blob: 8 TiB in pieces of the largest size, more than a metainfo has room for."""
 
@@ -100,11 +101,15 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Header of a piece; `length` bytes of the blob follow."""
+    """Header of a piece; `length` bytes of the blob follow.
+
+    `load`: pieces that others wait for at the sender as this one leaves, `MAX_LOAD` at most.
+    """
 
     channel: int
     index: int
     length: int
+    load: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +160,8 @@ def encode(message: Message) -> bytes:
     match message:
         case Have() | Request() | Cancel() | Reject():
             return HEADER.pack(_INDEXED[type(message)], 0, 0, message.channel, message.index, 0)
-        case Piece(channel, index, length):
-            return HEADER.pack(_PIECE, 0, 0, channel, index, length)
+        case Piece(channel, index, length, load):
+            return HEADER.pack(_PIECE, 0, min(load, MAX_LOAD), channel, index, length)
         case Open(channel, digest, count, bits, seed):
             text = str(digest).encode()
             payload = bytes([len(text)]) + text + bits
@@ -229,18 +234,18 @@ class Decoder:
 
     def _header_complete(self) -> Message | None:
         fields = HEADER.unpack(self._header)
-        kind, _, zero, _, _, length = fields
+        kind, _, load, _, _, length = fields
         self._filled = 0
         if kind == _TLS_HANDSHAKE:
             raise ProtocolError("it speaks TLS, and this side's config has no certificate")
-        if not _HELLO <= kind <= _PONG or zero:
+        if not _HELLO <= kind <= _PONG or (load and kind != _PIECE):
             raise ProtocolError(f"unknown frame of kind {kind}")
         if length > _LIMITS.get(kind, 0):
             raise ProtocolError(f"a frame of kind {kind} claims {length} bytes")
         if kind == _PIECE:
             if length == 0:
                 raise ProtocolError("an empty piece")
-            self._piece = Piece(fields[3], fields[4], length)
+            self._piece = Piece(fields[3], fields[4], length, load)
             return self._piece
         if length:
             self._fields = fields
