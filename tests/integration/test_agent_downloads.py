@@ -17,6 +17,7 @@ import pytest
 
 from shoal.agent.download import Sources
 from shoal.agent.library import Library
+from shoal.agent.membership import Said
 from shoal.agent.service import AgentService
 from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
@@ -44,6 +45,11 @@ AN_ORIGIN = PeerInfo(new_peer_id(), "127.0.0.1", 1, origin=True)
 
 DOWN = Unreachable("GET", "/internal/blobs", "no origin could be asked")
 GONE = NotFound("GET", "/internal/blobs", "no origin has it", status=404)
+
+
+def said(content: Content) -> Said:
+    """What a manifest says of it."""
+    return Said(content.metainfo.size, Digest.of(b"manifest"), 1)
 
 
 class Origins:
@@ -195,7 +201,7 @@ async def test_a_layer_of_one_piece_is_asked_of_an_origin_before_anybody_is_aske
 ) -> None:
     content = pieces(1)
     agent.origins.blobs[content.digest] = content.data
-    await agent.service.fetch(content.digest, "team/app", content.metainfo.size)
+    await agent.service.fetch(content.digest, "team/app", said(content))
     assert await agent.read(content) == content.data  # No tracker knows it.
     assert len(agent.origins.patience) == 1
 
@@ -207,7 +213,7 @@ async def test_a_layer_of_one_piece_that_no_origin_gives_is_looked_for(
     content = pieces(1)
     if given is not None:
         agent.origins.blobs[content.digest] = given
-    await agent.service.fetch(content.digest, "team/app", content.metainfo.size)
+    await agent.service.fetch(content.digest, "team/app", said(content))
     seed = await stage.seed(content)
     agent.knows(content)
     agent.peers = [AN_ORIGIN, seed.peer]

@@ -15,6 +15,7 @@ from prometheus_client import Counter
 
 from shoal.agent.announcer import Announcer
 from shoal.agent.library import Library
+from shoal.agent.membership import Said
 from shoal.agent.timeline import DownloadTimeline
 from shoal.model.digest import Digest, Hasher
 from shoal.model.errors import ApiError, StillFetching, Unavailable
@@ -24,6 +25,7 @@ from shoal.swarm import bits as bitset
 from shoal.swarm.blob import BlobSwarm, share_of
 from shoal.swarm.metainfo import MIN_PIECE, Metainfo, metainfo_of
 from shoal.swarm.node import SwarmNode
+from shoal.swarm.order import Place
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.pieces import PieceFile
 from shoal.tracker.client import TrackerClient
@@ -90,12 +92,12 @@ class Download:
         timeline: DownloadTimeline,
         *,
         damaged: PieceFile | None = None,
-        said: int | None = None,
+        said: Said | None = None,
     ) -> None:
         """`damaged`: the file of a cached blob of which pieces turned out wrong, to be mended.
 
-        `said`: bytes of the blob as a manifest says; where that is one piece, an origin is asked
-        for it before anyone is asked where it is.
+        `said`: what a manifest says of the blob: where it is one piece, an origin is asked for it
+        before anyone is asked where it is; of the layers of a manifest the first comes first.
         """
         self.digest = digest
         self.pieces: asyncio.Future[PieceFile] = asyncio.get_running_loop().create_future()
@@ -162,10 +164,10 @@ class Download:
     async def _bring(self) -> Joined | None:
         """A blob of one piece by one request; None where that is not so, or not to be had."""
         said = self._said
-        if said is None or said > MIN_PIECE or self._damaged is not None:
+        if said is None or said.size > MIN_PIECE or self._damaged is not None:
             return None
         try:
-            data = await self._read(said, _ORIGINS_FIRST)
+            data = await self._read(said.size, _ORIGINS_FIRST)
         except CallFailed as error:
             log.info("a small blob is looked for", digest=str(self.digest), error=str(error))
             return None
@@ -257,6 +259,8 @@ class Download:
                 node = self._sources.node
                 swarm = node.add(pieces)
                 swarm.watcher = self._timeline
+                if self._said is not None:
+                    swarm.place = Place(self._said.manifest, self._said.layer)
                 if node.peer.zone:
                     swarm.keep_to_zone(joined.share)
                 node.leech(pieces, joined.peers)

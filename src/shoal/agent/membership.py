@@ -8,13 +8,27 @@ host has pulled before can be pulled again. Pure, and forgotten with the process
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from cachetools import LRUCache
 
 from shoal.model.digest import Digest
 from shoal.model.manifest import Descriptor, FoundManifest
 
-_UNSAID = -1
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a manifest says of a blob, which may be wrong."""
+
+    size: int
+    """Bytes."""
+
+    manifest: Digest
+    layer: int
+    """Its place among the blobs of the manifest, the config being the first."""
+
+
+_UNSAID = object()
 
 CAPACITY = 100_000
 """Pairs of a repository and a blob or manifest; some 30 MB."""
@@ -28,8 +42,8 @@ class Membership:
     """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
-        self._blobs: LRUCache[tuple[str, Digest], int] = LRUCache(capacity)
-        """With the size that a manifest gave; `_UNSAID` when none did."""
+        self._blobs: LRUCache[tuple[str, Digest], object] = LRUCache(capacity)
+        """With what the manifest said that was read last; `_UNSAID` when none did."""
         self._manifests: LRUCache[tuple[str, Digest], FoundManifest] = LRUCache(capacity)
         self._learned: LRUCache[tuple[str, Digest], bool] = LRUCache(capacity)
 
@@ -37,10 +51,10 @@ class Membership:
         """The build-index said that the repository has it."""
         self._blobs.setdefault((repository, digest), _UNSAID)
 
-    def confirm_blobs(self, repository: str, blobs: Iterable[Descriptor]) -> None:
-        """A manifest of the repository needs them, so it had them."""
-        for blob in blobs:
-            self._blobs[repository, blob.digest] = blob.size
+    def confirm_blobs(self, repository: str, manifest: Digest, blobs: Iterable[Descriptor]) -> None:
+        """A manifest of the repository needs them, in this order, so it had them."""
+        for layer, blob in enumerate(blobs):
+            self._blobs[repository, blob.digest] = Said(blob.size, manifest, layer)
 
     def confirm_manifest(self, repository: str, found: FoundManifest) -> None:
         """The build-index found the manifest in the repository."""
@@ -66,10 +80,10 @@ class Membership:
         """Whether the repository had the blob when that was last said."""
         return self._blobs.get((repository, digest)) is not None
 
-    def size_of(self, repository: str, digest: Digest) -> int | None:
-        """Bytes of a blob as a manifest of the repository says, which may be wrong."""
-        size = self._blobs.get((repository, digest), _UNSAID)
-        return None if size == _UNSAID else size
+    def said_of(self, repository: str, digest: Digest) -> Said | None:
+        """What a manifest of the repository says of a blob."""
+        said = self._blobs.get((repository, digest))
+        return said if isinstance(said, Said) else None
 
     def manifest(self, repository: str, digest: Digest) -> FoundManifest | None:
         """The manifest, if the repository had it when that was last said."""

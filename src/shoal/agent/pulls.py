@@ -13,7 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from shoal.agent.membership import Membership
+from shoal.agent.membership import Membership, Said
 from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
 from shoal.model.errors import BlobUnknown, ManifestUnknown
@@ -84,7 +84,7 @@ class Blobs(Protocol):
 
     async def size(self, digest: Digest, deadline: Deadline, namespace: str = "") -> int | None: ...
 
-    async def fetch(self, digest: Digest, namespace: str, size: int | None = None) -> None: ...
+    async def fetch(self, digest: Digest, namespace: str, said: Said | None = None) -> None: ...
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob: ...
 
@@ -214,7 +214,7 @@ class Pulls:
         of an index may live elsewhere, so the build-index is asked about them, now that it answers;
         upstreams are not, which count what they are asked for, as this host wants one child of all.
         """
-        self._membership.confirm_blobs(repository, manifest.blobs())
+        self._membership.confirm_blobs(repository, found.digest, manifest.blobs())
         children = [child.digest for child in manifest.children[:LOOK_AHEAD]]
         try:
             answers = await asyncio.gather(
@@ -255,10 +255,10 @@ class Pulls:
         what may be foreign, and no byte is sent before the build-index has answered.
         """
         if self._membership.has_blob(repository, digest):
-            size = self._membership.size_of(repository, digest)
+            said = self._membership.said_of(repository, digest)
             member, _ = await asyncio.gather(
                 self._has_blob(repository, digest, deadline),
-                self._blobs.fetch(digest, repository, size),
+                self._blobs.fetch(digest, repository, said),
             )
         else:
             member = await self._has_blob(repository, digest, deadline)

@@ -15,6 +15,7 @@ from prometheus_client import Counter
 
 from shoal.agent.body import AgentBlob
 from shoal.agent.download import Download, Sources
+from shoal.agent.membership import Said
 from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
 from shoal.model.errors import BlobUnknown, InsufficientStorage, Unavailable
@@ -66,12 +67,12 @@ class AgentService:
             size = await self._sources.origins.stat(digest, deadline=deadline, namespace=namespace)
         return size
 
-    async def fetch(self, digest: Digest, namespace: str, size: int | None = None) -> None:
+    async def fetch(self, digest: Digest, namespace: str, said: Said | None = None) -> None:
         """Begin to download the blob, unless that was begun before or it is here.
 
-        `size`: its bytes as a manifest says.
+        `said`: what a manifest says of it.
         """
-        await self._find(digest, namespace, size)
+        await self._find(digest, namespace, said)
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob:
         """A blob, from this host's disk or while it arrives; raises `BlobUnknown`.
@@ -99,7 +100,7 @@ class AgentService:
             raise BlobUnknown(error.detail, detail={"digest": str(digest)}) from error
 
     async def _find(
-        self, digest: Digest, namespace: str, size: int | None = None
+        self, digest: Digest, namespace: str, said: Said | None = None
     ) -> BlobSwarm | Download:
         """The blob on this host's disk, or its download, which begins if need be."""
         if (going := self._evicting.get(digest)) is not None:
@@ -116,7 +117,7 @@ class AgentService:
         if download is None and swarm is not None:
             swarm.last_used = swarm.node.now()
             return swarm
-        return download or self._download(digest, namespace, size=size)
+        return download or self._download(digest, namespace, said=said)
 
     def _body(self, digest: Digest, pieces: PieceFile) -> AgentBlob:
         reading = self._journal.begin_reading(digest, self._sources.node.now())
@@ -146,10 +147,10 @@ class AgentService:
         digest: Digest,
         namespace: str,
         damaged: PieceFile | None = None,
-        size: int | None = None,
+        said: Said | None = None,
     ) -> Download:
         timeline = self._journal.begin_download(digest, self._sources.node.now())
-        download = Download(digest, namespace, self._sources, timeline, damaged=damaged, said=size)
+        download = Download(digest, namespace, self._sources, timeline, damaged=damaged, said=said)
         self._downloads[digest] = download
         self._sources.announcer.fetches(digest)
         task = asyncio.get_running_loop().create_task(self._run(download))

@@ -375,7 +375,7 @@ class Host:
                     if index is not None:
                         self._request(port, layer, index)
                         break
-                if not beyond:
+                if not (origin or intake.idle()):
                     return
             else:
                 return
@@ -387,15 +387,15 @@ class Host:
             return
         now = self.clock.now
         fetched = [(layer, it) for layer, it in enumerate(self.pickers) if it is not None]
-        for layer, picker in fetched[:1]:
-            while intake.room():
+        for place, (layer, picker) in enumerate(fetched):
+            while intake.idle() if place else intake.room():
                 found = picker.pick_for_reader(now, self._ease)
                 if found is None:
                     break
                 self._request(self.ports[found[0]], layer, found[1])
         spare = intake.spare()
         names: dict[str, None] = {}
-        for _, picker in fetched if spare else fetched[:1]:
+        for _, picker in fetched if intake.idle() else fetched[:1]:
             names |= dict.fromkeys(picker.promising(now, beyond=spare))
         ports, length = self.ports, self._length
         ready = [port for name in names if (port := ports[name]).pace.room(length, now)]

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from shoal.model.digest import Digest
 from shoal.swarm.blob import BlobSwarm
 from shoal.swarm.drops import Drop
 from shoal.swarm.link import Link
+from shoal.swarm.order import ImageTurns, leading
 from shoal.swarm.pace import Intake
 from shoal.swarm.traffic import Traffic
 
@@ -22,7 +22,7 @@ _MAX_STRIKES = 3
 
 
 class Asking:
-    """Deals out requests: small blobs first, then in turn over the blobs."""
+    """Deals out requests: small blobs first, then images in turn, each layer after layer."""
 
     def __init__(
         self,
@@ -42,8 +42,7 @@ class Asking:
         self._now = now
         self._spawn = spawn
         self._keep_away = keep_away
-        self._turns = itertools.count()
-        self._last_turn: dict[BlobSwarm, int] = {}
+        self._turns = ImageTurns()
         self._ticking = False
 
     # -- requests
@@ -53,33 +52,40 @@ class Asking:
         if link.closed or link.peer is None:
             return
         now = self._now()
-        for blob in self._in_turn():
+        wanting = self._in_turn()
+        leaders = self._leaders(wanting)
+        for blob in wanting:
             if link.id in blob.links and blob in link.blobs:
-                self._serve_readers(blob, now)
-        self._ask(link, now)
+                self._serve_readers(blob, now, leads=blob in leaders)
+        self._ask(link, wanting, leaders, now)
 
-    def _ask(self, link: Link, now: float) -> None:
+    def _ask(
+        self, link: Link, fetched: list[BlobSwarm], leaders: set[BlobSwarm], now: float
+    ) -> None:
         if link.closed or link.peer is None or not link.pace.room(1, now):
             return
         origin, room = link.peer.origin, self._intake.room()
         wanting = [
             blob
-            for blob in self._in_turn()
+            for blob in fetched
             if (room or origin or blob.share.small) and link.id in blob.links and blob in link.blobs
         ]
         while wanting:
-            for blob in tuple(wanting):
-                if not link.pace.room(blob.metainfo.piece_size, now):
-                    return
-                free = origin or blob.share.small
-                index = None
-                if blob.picker is not None and (free or self._intake.room()):
-                    beyond = free or self._intake.spare()
-                    index = blob.picker.pick(link.id, now, beyond=beyond)
-                if index is None:
-                    wanting.remove(blob)
-                else:
-                    self._request(link, blob, index)
+            blob = min(wanting, key=self._rank)
+            if not link.pace.room(blob.metainfo.piece_size, now):
+                return
+            free = origin or blob.share.small
+            index = None
+            if blob.picker is not None and (free or self._may_ask(leads=blob in leaders)):
+                beyond = free or self._intake.spare()
+                index = blob.picker.pick(link.id, now, beyond=beyond)
+            if index is None:
+                wanting.remove(blob)
+            else:
+                self._request(link, blob, index)
+
+    def _may_ask(self, *, leads: bool) -> bool:
+        return self._intake.room() if leads else self._intake.idle()
 
     def refill(self, blob: BlobSwarm) -> None:
         """Pieces of a blob can be asked for again: of anyone who has room."""
@@ -89,35 +95,48 @@ class Asking:
     def fill_all(self) -> None:
         """Ask for what readers wait for, then of whoever is quick and has room."""
         now = self._now()
-        for blob in self._in_turn():
-            self._serve_readers(blob, now)
+        wanting = self._in_turn()
+        leaders = self._leaders(wanting)
+        for blob in wanting:
+            self._serve_readers(blob, now, leads=blob in leaders)
         for link in sorted(self._links.values(), key=lambda link: link.pace.expected):
-            self._ask(link, now)
+            self._ask(link, wanting, leaders, now)
 
     def forget(self, blob: BlobSwarm) -> None:
         """A blob is no longer fetched."""
-        self._last_turn.pop(blob, None)
+        image = blob.place.image
+        if all(other.place.image != image for other in self._in_turn()):
+            self._turns.forget(image)
 
     def _in_turn(self) -> list[BlobSwarm]:
         wanting = [blob for blob in self._blobs.values() if blob.picker is not None]
         if len(wanting) > 1:
-            wanting.sort(key=lambda blob: (not blob.share.small, self._last_turn.get(blob, -1)))
+            wanting.sort(key=self._rank)
         return wanting
 
-    def _serve_readers(self, blob: BlobSwarm, now: float) -> None:
+    def _rank(self, blob: BlobSwarm) -> tuple[bool, tuple[int, int]]:
+        return not blob.share.small, self._turns.rank(blob.place)
+
+    @staticmethod
+    def _leaders(fetched: Iterable[BlobSwarm]) -> set[BlobSwarm]:
+        large = [blob for blob in fetched if not blob.share.small]
+        first = leading(blob.place for blob in large)
+        return {blob for blob in fetched if blob.share.small or blob.place in first}
+
+    def _serve_readers(self, blob: BlobSwarm, now: float, *, leads: bool) -> None:
         def ease(peer: str) -> float | None:
             link = blob.links[peer]
             ready = blob in link.blobs and link.pace.room(blob.metainfo.piece_size, now)
             return link.pace.expected if ready else None
 
-        while self._intake.room() and blob.picker is not None:
+        while self._may_ask(leads=leads) and blob.picker is not None:
             found = blob.picker.pick_for_reader(now, ease)
             if found is None:
                 return
             self._request(blob.links[found[0]], blob, found[1])
 
     def _request(self, link: Link, blob: BlobSwarm, index: int) -> None:
-        self._last_turn[blob] = next(self._turns)
+        self._turns.asked(blob.place)
         link.request(blob, index)
 
     # -- time

@@ -12,6 +12,7 @@ from shoal.swarm import bits as bitset
 from shoal.swarm.limits import SMALL, Share
 from shoal.swarm.link import Endpoint, Link
 from shoal.swarm.metainfo import Metainfo
+from shoal.swarm.order import Place
 from shoal.swarm.peers import PeerInfo
 from shoal.swarm.picker import Picker
 from shoal.swarm.pieces import PieceFile
@@ -56,6 +57,8 @@ class BlobSwarm:
         self.digest = pieces.digest
         self.count = pieces.metainfo.count
         self.share = share_of(self.metainfo)
+        self.place = Place(self.digest, 0)
+        """Where it stands in the image that it is pulled with; by default it is one of its own."""
         self.seeding = seeding
         self._zone_share: tuple[int, int] | None = None
         self._zoned = False

@@ -28,6 +28,11 @@ KEPT = 8
 them, and the rest of the blob must not fill the queues that a reader's next pieces go through."""
 
 
+LED = 2
+"""Of what is left, the part that is kept for the layers that lead their images (`order`). Else a
+host fetches most of the second layer beside the first one, and its readers wait as much longer."""
+
+
 class Pace:
     """The pipeline of one peer: grows while pieces come quickly, shrinks when they queue up."""
 
@@ -144,6 +149,10 @@ class Intake:
     def spare(self) -> bool:
         """Whether a piece may be asked for that is in no reader's window."""
         return self._due < self._ahead - KEPT
+
+    def idle(self) -> bool:
+        """Whether a piece may be asked for of a layer that others come before."""
+        return self._due < self._ahead - KEPT - LED
 
     def asked(self) -> None:
         """A piece was asked for."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from shoal.agent.membership import Membership
+from shoal.agent.membership import Membership, Said
 from shoal.model.digest import Digest
 from shoal.model.manifest import Descriptor, FoundManifest
 from shoal.model.media_types import OCI_MANIFEST
@@ -67,15 +67,18 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
     assert membership.has_blob("a", third)
 
 
-def test_the_size_that_a_manifest_gave_is_known_until_the_blob_is_denied() -> None:
+def test_what_a_manifest_says_of_a_blob_is_known_until_the_blob_is_denied() -> None:
     membership = Membership()
-    assert membership.size_of("a", BLOB) is None
+    config = Descriptor("application/json", Digest.of(b"config"), 2)
+    layer = Descriptor("application/octet-stream", BLOB, 0)
+    assert membership.said_of("a", BLOB) is None
     membership.confirm_blob("a", BLOB)
-    assert membership.size_of("a", BLOB) is None
-    membership.confirm_blobs("a", [Descriptor("application/octet-stream", BLOB, 0)])
+    assert membership.said_of("a", BLOB) is None
+    membership.confirm_blobs("a", MANIFEST, [config, layer])
     membership.confirm_blob("a", BLOB)
-    assert membership.size_of("a", BLOB) == 0
-    assert membership.size_of("b", BLOB) is None
+    assert membership.said_of("a", config.digest) == Said(2, MANIFEST, 0)
+    assert membership.said_of("a", BLOB) == Said(0, MANIFEST, 1)
+    assert membership.said_of("b", BLOB) is None
     membership.deny_blob("a", BLOB)
-    assert membership.size_of("a", BLOB) is None
+    assert membership.said_of("a", BLOB) is None
     assert not membership.has_blob("a", BLOB)

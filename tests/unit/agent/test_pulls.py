@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from shoal.agent.membership import Membership
+from shoal.agent.membership import Membership, Said
 from shoal.agent.pulls import PATIENCE, SILENT_PATIENCE, Pulls
 from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
@@ -79,15 +79,15 @@ class Blobs:
     """The blobs that the swarm has: all that the origins have."""
 
     origins: MemoryOrigins
-    begun: list[tuple[Digest, int | None]] = field(default_factory=list)
+    begun: list[tuple[Digest, Said | None]] = field(default_factory=list)
     fetching: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[MemoryBlob] = field(default_factory=list)
 
     async def size(self, digest: Digest, deadline: Deadline, namespace: str = "") -> int | None:
         return await self.origins.stat(digest, deadline=deadline)
 
-    async def fetch(self, digest: Digest, namespace: str, size: int | None = None) -> None:
-        self.begun.append((digest, size))
+    async def fetch(self, digest: Digest, namespace: str, said: Said | None = None) -> None:
+        self.begun.append((digest, said))
         self.fetching.set()
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> MemoryBlob:
@@ -258,13 +258,13 @@ async def test_nobody_has_the_agent_fetch_what_is_foreign(agent: Agent) -> None:
 async def test_the_blobs_of_a_manifest_are_fetched_before_they_are_confirmed_and_sent_after(
     agent: Agent,
 ) -> None:
-    await agent.push_image()
+    image = await agent.push_image()
     await agent.get_manifest("v1")
     agent.index.gate = asyncio.Event()
     pulling = asyncio.create_task(agent.get_blob(DIGEST))
     async with asyncio.timeout(10):
         await agent.blobs.fetching.wait()
-    assert agent.blobs.begun == [(DIGEST, len(LAYER))]
+    assert agent.blobs.begun == [(DIGEST, Said(len(LAYER), image, 1))]
     assert agent.blobs.opened == []
     agent.index.gate.set()
     assert await pulling == LAYER
