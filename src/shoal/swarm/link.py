@@ -35,6 +35,7 @@ from shoal.swarm.wire import (
     Close,
     Have,
     Hello,
+    Indexed,
     Message,
     Open,
     Piece,
@@ -305,12 +306,12 @@ class Link:
             self.node.on_greeted(self, message.peer)
         elif self.peer is None:
             raise ProtocolError("the first frame was not a hello")
-        elif isinstance(message, Have | Request | Cancel | Reject):
+        elif isinstance(message, Indexed):
             self._on_indexed(message)
         else:
             self._on_channel(message)
 
-    def _on_indexed(self, message: Have | Request | Cancel | Reject) -> None:
+    def _on_indexed(self, message: Indexed) -> None:
         match message:
             case Have(channel, index):
                 self._on_have(channel, index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -117,8 +118,8 @@ class SwarmNode:
         )
 
     def now(self) -> float:
-        """The event loop's clock in seconds."""
-        return asyncio.get_running_loop().time()
+        """The clock of asyncio's event loop, in seconds."""
+        return time.monotonic()
 
     # -- life
 

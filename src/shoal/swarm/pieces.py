@@ -13,7 +13,7 @@ import errno
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,10 +72,29 @@ class SharedFile:
     def run(self, executor: Executor, work: Callable[[], T]) -> asyncio.Future[T]:
         """Work on the file in a thread; it stays open until that has ended, cancelled or not."""
         loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
         self.acquire()
         running = executor.submit(work)
-        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self.release))
-        return asyncio.wrap_future(running)
+
+        def ended() -> None:
+            self.release()
+            _copy(running, result)
+
+        # Not by `wrap_future`, so that the loop is woken once for both.
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(ended))
+        result.add_done_callback(lambda _: running.cancel())
+        return result
+
+
+def _copy(done: Future[T], result: asyncio.Future[T]) -> None:
+    if result.done():
+        return
+    if done.cancelled():
+        result.cancel()
+    elif (error := done.exception()) is not None:
+        result.set_exception(error)
+    else:
+        result.set_result(done.result())
 
 
 class PieceFile:

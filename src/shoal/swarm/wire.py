@@ -129,12 +129,15 @@ class Pong:
     """The answer to `Ping`."""
 
 
+Indexed = Have | Request | Cancel | Reject
+"""The frames that are most of all: of one piece each."""
+
 Message = Hello | Open | Unknown | Have | Request | Cancel | Reject | Piece | Close | Ping | Pong
 
 _HELLO, _OPEN, _UNKNOWN, _HAVE, _REQUEST, _CANCEL, _REJECT, _PIECE, _CLOSE, _PING, _PONG = range(
     1, 12
 )
-_INDEXED: dict[type[Have | Request | Cancel | Reject], int] = {
+_INDEXED: dict[type[Indexed], int] = {
     Have: _HAVE,
     Request: _REQUEST,
     Cancel: _CANCEL,
