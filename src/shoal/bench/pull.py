@@ -12,9 +12,10 @@ from typing import Any
 
 from shoal.bench import content
 from shoal.bench.client import Transfer, download, push_blob
+from shoal.bench.memory import warm_memory
 from shoal.bench.report import GIB, Result, mb_per_s, median_by_role
 from shoal.bench.usage import Usage
-from shoal.bench.yardstick import nginx, touch_memory
+from shoal.bench.yardstick import nginx
 from shoal.cluster.layout import Shape
 from shoal.cluster.supervisor import Cluster
 
@@ -74,11 +75,11 @@ async def _run(cluster: Cluster, source: Path, size: int, yardstick: str | None)
     digest = await asyncio.to_thread(content.renew, source)
     await asyncio.to_thread(push_blob, proxy, _REPOSITORY, source, digest)
     await asyncio.to_thread(os.sync)
-    write_s = await asyncio.to_thread(touch_memory, source.parent, 2 * size)
     url = f"{agent}/v2/{_REPOSITORY}/blobs/{digest}"
-    usage = Usage(cluster.pids())
-    cold = await asyncio.to_thread(download, url)
-    cold_cpu_s = usage.cpu_s()
+    async with warm_memory(source.parent, 2 * size) as write_s:
+        usage = Usage(cluster.pids())
+        cold = await asyncio.to_thread(download, url)
+        cold_cpu_s = usage.cpu_s()
     await asyncio.to_thread(os.sync)
     usage = Usage(cluster.pids())
     cached = await asyncio.to_thread(download, url)

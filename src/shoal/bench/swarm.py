@@ -22,10 +22,10 @@ import psutil
 from shoal.bench import content
 from shoal.bench.client import TransferFailed, push_blob
 from shoal.bench.fetch import Fetched, Fetcher, Task, fetcher
+from shoal.bench.memory import warm_memory
 from shoal.bench.report import GIB
 from shoal.bench.swarm_network import Network, network
 from shoal.bench.usage import Usage
-from shoal.bench.yardstick import touch_memory
 from shoal.cluster import interrupt
 from shoal.cluster.layout import Member, Shape
 from shoal.cluster.local import local_cluster
@@ -65,7 +65,13 @@ class Conditions:
     @property
     def disk_needed(self) -> int:
         """Bytes on disk: the source, an upload, and per run the origins' and the agents' copies."""
-        return self.size * (2 + self.runs * (self.shape.origins + self.agents))
+        copies = 2 + self.runs * (self.shape.origins + self.agents)
+        return self.size * copies + self.written
+
+    @property
+    def written(self) -> int:
+        """Bytes that the agents write in a run, and as much as one of them more."""
+        return self.size * (self.agents + 1)
 
     @property
     def ideal_s(self) -> float | None:
@@ -175,8 +181,8 @@ async def _run(  # noqa: PLR0917 -- what a run is made of
             )
             for agent in agents
         ]
-        # Last of all: what nobody uses is soon the host's again.
-        await asyncio.to_thread(touch_memory, place, (conditions.agents + 1) * conditions.size)
+        # Last of all, so that nothing else takes it.
+        await stack.enter_async_context(warm_memory(place, conditions.written))
         usage, busy, began = Usage(cluster.pids()), _busy_s(), time.perf_counter()
         fetched = await _together(fetchers, conditions.patience_s)
     after = await _settled(agents, before, http)

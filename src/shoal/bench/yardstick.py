@@ -50,24 +50,6 @@ async def durable_copies(source: Path, folder: Path) -> float:
     return wall_s
 
 
-def touch_memory(folder: Path, size: int) -> float:
-    """Write a file of `size` bytes and remove it; the seconds that it took. Blocks.
-
-    On a virtual machine memory that nobody has used lately is the host's again, and the first
-    writer to it pays for that, up to twenty times the cost of the write itself. Afterwards what is
-    measured finds the memory as a host finds it that is in use.
-    """
-    scratch = folder / "scratch"
-    block = bytes(1024 * 1024)
-    began = time.perf_counter()
-    with scratch.open("wb", buffering=0) as file:
-        for _ in range(-(-size // len(block))):
-            file.write(block)
-    took = time.perf_counter() - began
-    scratch.unlink()
-    return took
-
-
 @asynccontextmanager
 async def nginx(folder: Path) -> AsyncIterator[str | None]:
     """Serve a folder on loopback by nginx; its base URL, or None when there is no nginx."""
