@@ -16,7 +16,7 @@ from shoal.model.digest import Digest
 from shoal.origin.client import OriginCluster
 from shoal.web.client import HttpClient
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed
+from shoal.web.failures import CallFailed, Unreachable
 from tests.integration.origin_ring import Origin, running_ring, until
 from tests.integration.test_backends import behind_web_server
 
@@ -100,3 +100,26 @@ async def test_what_a_stopped_owner_was_to_write_another_one_writes(
         # What it had begun to take in comes to its end, or to nothing.
         await until(lambda: not first.path(digest).exists() or is_backed(first, digest), 20)
         await until(lambda: first.leftovers() == [], 40)
+
+
+async def test_where_all_origins_are_stopped_a_reader_is_told_so_soon(
+    tmp_path: Path, http: HttpClient
+) -> None:
+    with running_ring(tmp_path / "ring", **SETTINGS) as ring:
+        cluster = OriginCluster(http, ring.config)
+        digest = Digest.of(b"a manifest")
+        for origin in ring.origins:
+            origin.freeze()
+        began = time.monotonic()
+        refused = await asyncio.gather(
+            cluster.read(digest, deadline=Deadline.after(60), limit=100, namespace=NAME),
+            cluster.open(digest, deadline=Deadline.after(60), namespace=NAME),
+            cluster.metainfo(digest, deadline=Deadline.after(60), namespace=NAME),
+            return_exceptions=True,
+        )
+        assert time.monotonic() - began < 20
+        for error in refused:
+            assert isinstance(error, Unreachable)
+            assert f"{digest}, and not all could be asked" in str(error)
+        for origin in ring.origins:
+            origin.thaw()

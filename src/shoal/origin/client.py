@@ -289,7 +289,7 @@ class OriginCluster(Placing):
             body = bytearray()
             url = self._members.http.url(host, f"/internal/blobs/{digest}")
             async with self._members.http.stream(
-                "GET", url, deadline=deadline, expect=(200,)
+                "GET", url, deadline=deadline.at_most(ASK_TIMEOUT), expect=(200,)
             ) as answer:
                 async for chunk in answer.chunks():
                     body += chunk
@@ -368,8 +368,8 @@ class OriginCluster(Placing):
             return await ask_all(deadline, everyone)
         soon = deadline.at_most(deadline.remaining() / 2)
         poll = await ask_all(soon, max(0, everyone - self._members.config.write_quorum))
-        if poll.found:
-            return poll
+        if poll.found or (poll.unasked and not poll.absent):
+            return poll  # Where nobody said anything, nobody would fetch it.
         path = f"/internal/blobs/{digest}/refresh"
         more = {"begun": "true"} if begun else {}
         fetched = await self._at_backend(digest, "POST", path, namespace, deadline, **more)
