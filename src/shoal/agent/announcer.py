@@ -46,6 +46,8 @@ class Announcer:
         self._fetching: set[Digest] = set()
         self._fresh: set[Digest] = set()
         """Cached since the trackers were last told."""
+        self._small: set[Digest] = set()
+        """Of those cached: fetched without a join."""
         self._seeking: dict[Digest, bool] = {}
         """Downloads that need other peers, and whether they get nothing from those they have."""
         self._dropped: set[Digest] = set()
@@ -56,8 +58,10 @@ class Announcer:
         self._cached.discard(digest)
         self._fetching.add(digest)
 
-    def has(self, digest: Digest) -> None:
-        """The whole blob is here now."""
+    def has(self, digest: Digest, *, small: bool = False) -> None:
+        """The whole blob is here now. `small`: it came in one request, without a join."""
+        if small:
+            self._small.add(digest)
         self._fetching.discard(digest)
         self._cached.add(digest)
         self._fresh.add(digest)
@@ -69,9 +73,8 @@ class Announcer:
         if digest in self._cached or digest in self._fetching:
             self._dropped.add(digest)
             self._news.set()
-        self._cached.discard(digest)
-        self._fetching.discard(digest)
-        self._fresh.discard(digest)
+        for kind in (self._cached, self._small, self._fetching, self._fresh):
+            kind.discard(digest)
         self._seeking.pop(digest, None)
 
     def seek(self, digest: Digest, *, starved: bool) -> None:
@@ -118,7 +121,12 @@ class Announcer:
         if not blobs:
             return 0.0
         announced = [
-            AnnouncedBlob(str(digest), digest in self._cached, seeking.get(digest, False))
+            AnnouncedBlob(
+                str(digest),
+                complete=digest in self._cached,
+                starved=seeking.get(digest, False),
+                small=digest in self._small,
+            )
             for digest in blobs
         ]
         try:

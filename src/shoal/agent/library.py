@@ -20,7 +20,7 @@ from shoal.store.blobs import BlobStore
 from shoal.store.eviction import CachedBlob
 from shoal.store.volumes import Volumes
 from shoal.swarm import bits as bitset
-from shoal.swarm.metainfo import InvalidMetainfo, Metainfo
+from shoal.swarm.metainfo import InvalidMetainfo, Metainfo, metainfo_of
 from shoal.swarm.pieces import PieceFile, SharedFile
 
 _METAINFO = "metainfo"
@@ -126,11 +126,12 @@ class Library:
         return None
 
     def keep_small(self, digest: Digest, data: bytes) -> None:
-        """Cache a manifest."""
+        """Cache a manifest, whose digest is right; peers may have it."""
         temp = self._store.temp()
+        sidecars = {_METAINFO: metainfo_of(data, digest).encode()}
         try:
             temp.write_bytes(data)
-            self._store.adopt(temp, digest, {}, durable=False)
+            self._store.adopt(temp, digest, sidecars, durable=False)
         except OSError:
             temp.unlink(missing_ok=True)  # what lies on a full disk keeps it full
             raise

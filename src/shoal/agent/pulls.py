@@ -16,7 +16,7 @@ import structlog
 from shoal.agent.membership import Membership, Said
 from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
-from shoal.model.errors import BlobUnknown, ManifestUnknown
+from shoal.model.errors import ApiError, BlobUnknown, ManifestUnknown
 from shoal.model.manifest import (
     MAX_MANIFEST_BYTES,
     FoundManifest,
@@ -27,15 +27,19 @@ from shoal.model.manifest import (
 )
 from shoal.registry.membership import for_members
 from shoal.store.memory import MemoryCache
-from shoal.web.bodies import Blob
+from shoal.store.threads import in_thread
+from shoal.web.bodies import Blob, read_whole
 from shoal.web.deadline import Deadline
-from shoal.web.failures import CallFailed, NotFound
+from shoal.web.failures import CallFailed, NotFound, Unreachable
 
 PATIENCE = 2.0
 """Seconds for the build-index to answer when there is an older answer to go by."""
 
 SILENT_PATIENCE = 0.25
 """The same while the last answer did not come: a pull has many layers, and each would wait."""
+
+HOSTS_PATIENCE = 5.0
+"""Seconds for other hosts to give a manifest that no origin gives."""
 
 LOOK_AHEAD = 64
 """Children of an index that are looked up when it is first read: more than it has platforms."""
@@ -88,6 +92,8 @@ class Blobs(Protocol):
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob: ...
 
+    async def keep_small(self, digest: Digest, data: bytes) -> None: ...
+
 
 class Origins(Protocol):
     """Where manifests come from (`shoal.origin.client.OriginCluster`)."""
@@ -101,8 +107,6 @@ class Disk(Protocol):
     """Manifests on this host's disk (`shoal.agent.library.Library`). Blocks."""
 
     def read_small(self, digest: Digest) -> bytes | None: ...
-
-    def keep_small(self, digest: Digest, data: bytes) -> None: ...
 
 
 class Pulls:
@@ -170,7 +174,7 @@ class Pulls:
         return await self.find_manifest(repository, reference, deadline)
 
     async def manifest(self, repository: str, found: FoundManifest, deadline: Deadline) -> bytes:
-        """Its bytes: from memory, this host's disk or the origins."""
+        """Its bytes: from memory, this host's disk, the origins, or hosts that have pulled it."""
         began, source = monotonic(), "memory"
         body = self._manifests.get(found.digest)
         if body is None:
@@ -199,11 +203,37 @@ class Pulls:
             )
         except NotFound as error:
             raise _no_manifest(repository, digest) from error
+        except Unreachable as error:
+            found = await self._from_hosts(repository, digest, deadline)
+            if found is None:
+                raise
+            log.warning("a manifest comes from other hosts", digest=str(digest), error=str(error))
+            return found, "hosts"
         try:
-            await asyncio.to_thread(self._disk.keep_small, digest, body)
+            await self._blobs.keep_small(digest, body)
         except OSError as error:
             log.warning("a manifest cannot be kept on disk", digest=str(digest), error=str(error))
         return body, "origins"
+
+    async def _from_hosts(
+        self, repository: str, digest: Digest, deadline: Deadline
+    ) -> bytes | None:
+        """The manifest from hosts that have pulled it; None when there are none."""
+        soon = deadline.at_most(HOSTS_PATIENCE)
+        try:
+            async with asyncio.timeout(soon.remaining()):
+                blob = await self._blobs.open_blob(digest, repository, soon)
+                try:
+                    if blob.size > MAX_MANIFEST_BYTES:
+                        return None
+                    body = await read_whole(blob)
+                finally:
+                    await blob.close()
+                right = await in_thread(Digest.of, body, digest.algorithm) == digest
+                return body if right else None
+        except (ApiError, CallFailed, OSError) as error:
+            log.info("no other host gives a manifest", digest=str(digest), error=str(error))
+            return None
 
     async def _learn(
         self, repository: str, found: FoundManifest, manifest: Manifest, deadline: Deadline

@@ -74,6 +74,11 @@ class AgentService:
         """
         await self._find(digest, namespace, said)
 
+    async def keep_small(self, digest: Digest, data: bytes) -> None:
+        """Cache what came in one request, and let other hosts have it; raises OSError."""
+        await asyncio.to_thread(self._sources.library.keep_small, digest, data)
+        self._sources.announcer.has(digest, small=True)
+
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> Blob:
         """A blob, from this host's disk or while it arrives; raises `BlobUnknown`.
 
@@ -170,7 +175,7 @@ class AgentService:
             return
         pieces = swarm.pieces
         pieces.on_damaged = lambda _: self._mend(pieces)
-        self._sources.announcer.has(digest)
+        self._sources.announcer.has(digest, small=pieces.metainfo.count <= 1)
 
     # -- sharing: this host as its peers see it
 

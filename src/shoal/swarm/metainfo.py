@@ -7,7 +7,6 @@ on.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated
 
 import msgspec
@@ -159,9 +158,9 @@ class PieceHasher:
         return bytes(self._digests)
 
 
-def metainfo_of(data: bytes) -> Metainfo:
-    """The metainfo of a blob in memory."""
+def metainfo_of(data: bytes, digest: Digest | None = None) -> Metainfo:
+    """The metainfo of a blob in memory; its digest is taken by SHA-256 unless it is known."""
     hasher = PieceHasher(piece_size_for(len(data)))
     hasher.update(data)
-    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-    return Metainfo(digest, len(data), hasher.piece_size, hasher.finish())
+    named = str(digest or Digest.of(data))
+    return Metainfo(named, len(data), hasher.piece_size, hasher.finish())

@@ -64,12 +64,14 @@ class MetainfoRead(msgspec.Struct, frozen=True):
     metainfo: Metainfo
 
 
-class AnnouncedBlob(msgspec.Struct, frozen=True):
+class AnnouncedBlob(msgspec.Struct, frozen=True, omit_defaults=True):
     """One blob of a peer."""
 
     digest: _DigestText
     complete: bool = False
     starved: bool = False
+    small: bool = False
+    """It came in one request, so that the tracker may not have heard of it."""
 
 
 class AnnounceRequest(msgspec.Struct, frozen=True):

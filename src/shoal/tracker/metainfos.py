@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
+from cachetools import TTLCache
 
 from shoal.model.digest import Digest
 from shoal.model.errors import BlobUnknown, StillFetching, Unavailable
@@ -33,6 +34,9 @@ RETRY = 5.0
 
 MAX_PREPARING = 64
 """Questions under way at which announces ask no further ones; joins always ask."""
+
+MAX_LEARNED = 100_000
+"""Blobs of which it is remembered that origins were asked about them for announces."""
 
 HOLD = 2.0
 """Seconds for which a peer's question for more of a growing metainfo is held."""
@@ -101,6 +105,7 @@ class Metainfos:
         self._entries: OrderedDict[Digest, Entry] = OrderedDict()
         self._bytes = 0
         self._asking: dict[tuple[Digest, str], asyncio.Task[Entry | CallFailed | None]] = {}
+        self._learned: TTLCache[Digest, bool] = TTLCache(MAX_LEARNED, refresh, timer=clock)
         self._following: dict[Digest, asyncio.Task[None]] = {}
         self._grown: dict[Digest, asyncio.Event] = {}
 
@@ -176,6 +181,17 @@ class Metainfos:
         if entry is None and len(self._asking) < MAX_PREPARING:
             _ = self._ask(digest)
         return entry
+
+    def learn(self, digest: Digest) -> None:
+        """Ask in the background about a blob that agents have and nobody has joined for.
+
+        So that others can have it from them when no origin answers. Each is asked about once in a
+        while at most, also when no origin has it.
+        """
+        fresh = digest not in self._entries and digest not in self._learned
+        if fresh and len(self._asking) < MAX_PREPARING:
+            self._learned[digest] = True
+            _ = self._ask(digest)
 
     async def close(self) -> None:
         """End the questions under way."""

@@ -91,6 +91,8 @@ class Tracker:
             if not blob.complete:
                 entry = self._metainfos.prepare(digest)
                 origins = self._origins.alive(entry.origins) if entry else ()
+            elif blob.small:
+                self._metainfos.learn(digest)
             said.append(Presence(blob.digest, blob.complete, blob.starved, origins))
         peers: dict[str, list[PeerInfo]] = {}
         shares: dict[str, Share] = {}

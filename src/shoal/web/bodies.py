@@ -109,6 +109,18 @@ class MemoryBlob:
     async def close(self) -> None: ...
 
 
+async def read_whole(blob: Blob) -> bytes:
+    """All bytes of a small blob, which stays open."""
+    data = bytearray()
+    async for segment in blob.segments(0, blob.size):
+        if isinstance(segment, FileSegment):
+            count = segment.stop - segment.start
+            data += await in_thread(os.pread, segment.descriptor, count, segment.start)
+        else:
+            data += segment
+    return bytes(data)
+
+
 async def send_blob(
     request: web.Request,
     blob: Blob,

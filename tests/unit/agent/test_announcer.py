@@ -108,6 +108,25 @@ async def test_an_image_of_sixty_layers_is_announced_in_one_or_two_requests(
     assert requests <= 2
 
 
+async def test_trackers_are_told_which_blobs_they_may_not_have_heard_of(
+    trackers: Trackers,
+) -> None:
+    async with running(trackers) as made:
+        made.has(LAYERS[0])
+        made.has(LAYERS[1], small=True)
+        blobs = await asyncio.wait_for(trackers.announced.get(), 5.0)
+        assert {blob.digest: blob.small for blob in blobs} == {
+            str(LAYERS[0]): False,
+            str(LAYERS[1]): True,
+        }
+        made.has_not(LAYERS[1])
+        made.fetches(LAYERS[1])
+        made.has(LAYERS[1])
+        [blob] = await asyncio.wait_for(trackers.announced.get(), 5.0)
+        assert blob.complete
+        assert not blob.small
+
+
 async def test_what_an_earlier_process_left_is_announced_at_the_start(trackers: Trackers) -> None:
     async with running(trackers, cached=LAYERS):
         blobs = await asyncio.wait_for(trackers.announced.get(), 5.0)

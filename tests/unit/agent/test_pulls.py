@@ -16,7 +16,7 @@ from shoal.agent.pulls import PATIENCE, SILENT_PATIENCE, Pulls
 from shoal.agent.timeline import Journal
 from shoal.model.digest import Digest
 from shoal.model.errors import ApiError, BlobUnknown, ManifestUnknown
-from shoal.model.manifest import FoundManifest
+from shoal.model.manifest import MAX_MANIFEST_BYTES, FoundManifest
 from shoal.model.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from shoal.store.memory import MemoryCache
 from shoal.web.deadline import Deadline
@@ -75,10 +75,23 @@ class Index(MemoryIndex):
 
 
 @dataclass
+class Disk:
+    """Manifests on the disk."""
+
+    files: dict[Digest, bytes] = field(default_factory=dict)
+    full: bool = False
+
+    def read_small(self, digest: Digest) -> bytes | None:
+        return self.files.get(digest)
+
+
+@dataclass
 class Blobs:
-    """The blobs that the swarm has: all that the origins have."""
+    """The blobs that the swarm has: all that the origins have, and what other hosts have."""
 
     origins: MemoryOrigins
+    disk: Disk
+    hosts: dict[Digest, bytes] = field(default_factory=dict)
     begun: list[tuple[Digest, Said | None]] = field(default_factory=list)
     fetching: asyncio.Event = field(default_factory=asyncio.Event)
     opened: list[MemoryBlob] = field(default_factory=list)
@@ -91,27 +104,17 @@ class Blobs:
         self.fetching.set()
 
     async def open_blob(self, digest: Digest, namespace: str, deadline: Deadline) -> MemoryBlob:
-        if digest not in self.origins.blobs:
+        content = self.origins.blobs.get(digest, self.hosts.get(digest))
+        if content is None:
             raise BlobUnknown(f"no origin has blob {digest}")
-        blob = MemoryBlob(self.origins.blobs[digest])
+        blob = MemoryBlob(content)
         self.opened.append(blob)
         return blob
 
-
-@dataclass
-class Disk:
-    """Manifests on the disk."""
-
-    files: dict[Digest, bytes] = field(default_factory=dict)
-    full: bool = False
-
-    def read_small(self, digest: Digest) -> bytes | None:
-        return self.files.get(digest)
-
-    def keep_small(self, digest: Digest, data: bytes) -> None:
-        if self.full:
+    async def keep_small(self, digest: Digest, data: bytes) -> None:
+        if self.disk.full:
             raise OSError(28, "No space left on device")
-        self.files[digest] = data
+        self.disk.files[digest] = data
 
 
 class Agent:
@@ -120,8 +123,8 @@ class Agent:
     def __init__(self, manifest_cache: int = 1024 * 1024) -> None:
         self.origins = MemoryOrigins()
         self.index = Index(self.origins)
-        self.blobs = Blobs(self.origins)
         self.disk = Disk()
+        self.blobs = Blobs(self.origins, self.disk)
         self.journal = Journal(0.0)
         self.pulls = Pulls(
             index=self.index,
@@ -316,6 +319,27 @@ async def test_a_manifest_that_no_origin_has_is_unknown(agent: Agent) -> None:
     digest = await agent.push_image()
     del agent.origins.blobs[digest]
     with pytest.raises(ManifestUnknown):
+        await agent.get_manifest("v1")
+
+
+async def test_a_manifest_that_no_origin_gives_comes_from_hosts_that_have_it(agent: Agent) -> None:
+    digest = await agent.push_image()
+    agent.origins.failure = "down"
+    agent.blobs.hosts[digest] = agent.origins.blobs.pop(digest)
+    assert await agent.get_manifest("v1") == IMAGE
+    assert [blob.closed for blob in agent.blobs.opened] == [True]
+
+
+@pytest.mark.parametrize("content", [IMAGE + b" ", b"x" * (MAX_MANIFEST_BYTES + 1), None])
+async def test_where_no_host_has_it_either_the_silence_of_the_origins_is_told(
+    agent: Agent, content: bytes | None
+) -> None:
+    digest = await agent.push_image()
+    agent.origins.failure = "down"
+    del agent.origins.blobs[digest]
+    if content is not None:
+        agent.blobs.hosts[digest] = content
+    with pytest.raises(Unreachable, match="down"):
         await agent.get_manifest("v1")
 
 

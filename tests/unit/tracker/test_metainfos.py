@@ -238,6 +238,27 @@ async def test_announces_of_many_unknown_blobs_ask_about_few_at_a_time(
     await metainfos.close()
 
 
+async def test_what_agents_have_and_nobody_joined_for_is_asked_about_once_in_a_while(
+    metainfos: Metainfos, origins: FakeOrigins, clock: Clock
+) -> None:
+    for _ in range(3):
+        metainfos.learn(DIGEST)
+    await origins.answer(None)
+    await settle()
+    metainfos.learn(DIGEST)
+    await settle()
+    assert origins.asked == 1
+    clock.now = 30.1
+    metainfos.learn(DIGEST)
+    await origins.answer(located())
+    await settle()
+    assert metainfos.peek(DIGEST) is not None
+    clock.now = 31.0 + 30.0
+    metainfos.learn(DIGEST)
+    await settle()
+    assert origins.asked == 2
+
+
 async def test_each_repository_is_asked_for_and_a_fetch_under_way_is_told() -> None:
     origins = FakeOrigins()
     metainfos = Metainfos(origins, max_bytes=10_000, timeout=5, refresh=30, owners=1)
