@@ -4,39 +4,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
 from shoal.model.digest import Digest
-from shoal.model.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from shoal.model.media_types import OCI_MANIFEST
 from shoal.registry.client import RegistryClient
 from shoal.web.client import HttpClient
 from tests.cluster import RunningCluster
+from tests.integration.test_tracker_loss import until
+from tests.integration.test_write_back import CONFIG, NAME, image
 
-NAME = "team/app"
-CONFIG = b"{}"
 SIZES = (1, 50_000, 3_000_000)
-
-
-def manifest_of(layers: Sequence[bytes]) -> bytes:
-    def entry(media_type: str, content: bytes) -> dict[str, object]:
-        return {
-            "mediaType": media_type,
-            "digest": str(Digest.of(content)),
-            "size": len(content),
-        }
-
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": entry(OCI_CONFIG, CONFIG),
-        "layers": [entry(OCI_LAYER, layer) for layer in layers],
-    }
-    return json.dumps(document).encode()
 
 
 async def pull(registry: RegistryClient, layers: Sequence[bytes]) -> bytes:
@@ -50,20 +33,19 @@ async def pull(registry: RegistryClient, layers: Sequence[bytes]) -> bytes:
 
 async def told(http: aiohttp.ClientSession, tracker: str, digest: Digest) -> None:
     """Return when the tracker knows an agent that has the blob, and what the blob is."""
-    async with asyncio.timeout(15):
-        while True:
-            async with http.get(f"{tracker}/blobs/{digest}/peers") as answer:
-                known = await answer.json()
-            if known["seeds"] and known["origins"]:
-                return
-            await asyncio.sleep(0.1)
+
+    async def known() -> Any:
+        async with http.get(f"{tracker}/blobs/{digest}/peers") as answer:
+            return await answer.json()
+
+    await until(known, lambda found: bool(found["seeds"] and found["origins"]))
 
 
 async def test_an_image_that_a_host_has_is_pulled_by_others_without_any_origin(
     tmp_path: Path,
 ) -> None:
     layers = [os.urandom(size) for size in SIZES]
-    manifest = manifest_of(layers)
+    manifest = image(*layers)
     with RunningCluster.start(tmp_path, agents=2) as cluster:
         http = HttpClient(user_agent="test")
         try:

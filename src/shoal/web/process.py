@@ -28,7 +28,7 @@ _WHY = {
 
 _MADE = 10_000
 """Objects made and not freed before the interpreter looks for those that only know each other; by
-default 700, at which an agent in a swarm spends 3 % of its time on that."""
+default 700, at which an agent in a swarm spends 5 % of its time on that."""
 
 
 class CannotListen(Exception):
